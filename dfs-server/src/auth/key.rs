@@ -1,0 +1,52 @@
+//! The keys of the auth service's rows.
+
+use dfs_proto::auth::LoginId;
+
+use super::login::{LoginRow, RevokedRow};
+use super::user::{AccountRow, AuthStateRow, UidRow};
+use crate::meta::key::{prefix, prefix_end};
+use crate::meta::{Key, KeyBytes, Space};
+
+const STATE: u8 = 1;
+const ACCOUNT: u8 = 2;
+const UID: u8 = 3;
+const LOGIN: u8 = 4;
+const REVOKED: u8 = 5;
+
+pub(super) fn state() -> Key<AuthStateRow> {
+    Key::new(Space::AUTH, STATE, &[])
+}
+
+/// `name` is a valid user name.
+pub(super) fn account(name: &str) -> Key<AccountRow> {
+    Key::new(Space::AUTH, ACCOUNT, &[name.as_bytes()])
+}
+
+pub(super) fn uid(uid: u32) -> Key<UidRow> {
+    Key::new(Space::AUTH, UID, &[&uid.to_be_bytes()])
+}
+
+/// By the hash of its renewal secret.
+pub(super) fn login(hash: &[u8; 32]) -> Key<LoginRow> {
+    Key::new(Space::AUTH, LOGIN, &[hash])
+}
+
+pub(super) fn revoked(login: LoginId) -> Key<RevokedRow> {
+    Key::new(Space::AUTH, REVOKED, &[&login.0])
+}
+
+/// Where the logins begin and end.
+pub(super) fn logins() -> (KeyBytes, KeyBytes) {
+    range(LOGIN)
+}
+
+/// Where the revoked logins begin and end.
+pub(super) fn all_revoked() -> (KeyBytes, KeyBytes) {
+    range(REVOKED)
+}
+
+fn range(tag: u8) -> (KeyBytes, KeyBytes) {
+    let start = prefix(Space::AUTH, tag, &[]);
+    let end = prefix_end(&start);
+    (start, end)
+}

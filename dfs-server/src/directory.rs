@@ -1,0 +1,296 @@
+//! The directory service: names, attributes, versions, placement, and the commit of content.
+//!
+//! Each mutation is one pure function over a transaction (in the files below); this file gives it
+//! what it may not fetch itself (time, identity, reserved numbers) and runs it once per op id.
+//! Opening for writing asks the lock service first. Chunks are known by hash only; where they are
+//! is `placement`'s business, what they contain nobody's here.
+
+mod attr;
+mod commit;
+mod create;
+mod fsync;
+mod ledger;
+mod lookup;
+mod open;
+mod permission;
+mod remove;
+mod rename;
+mod rows;
+mod session;
+#[cfg(test)]
+mod tests;
+mod volume;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use dfs_proto::FsError;
+use dfs_proto::attr::FileKind;
+use dfs_proto::attr::VolumeSpace;
+use dfs_proto::capability::MacKey;
+use dfs_proto::client::Client;
+use dfs_proto::clock::Clock;
+use dfs_proto::directory::{
+    AttrReply, ChangeAttr, Durability, EntryReply, GetAttr, Lookup, LookupParent, MakeDir,
+    MakeLink, MakeNode, MakeSymlink, Outcome, OutcomeReply, ReadDir, ReadDirReply, ReadLink,
+    RemoveDir, Rename, RenameReply, StatFs, Unlink,
+};
+use dfs_proto::id::{FileId, NodeId, VolumeId};
+use dfs_proto::name::Name;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::meta::{Abort, Txn};
+use crate::placement::FileNodes;
+use crate::request::Context;
+use crate::session::Sessions;
+use create::{Details, NewEntry, NewLink};
+use ledger::{OpTag, Ran, run_once};
+use remove::{Expect, OldEntry};
+
+pub use volume::Volume;
+
+/// How the directory reaches other services.
+pub trait Peers: Send + Sync + fmt::Debug + 'static {
+    /// # Errors
+    /// `Unavailable` while nobody is known to have the role.
+    fn lock(&self) -> Result<Client, FsError>;
+    /// # Errors
+    /// `Unavailable` if the node is not known.
+    fn file_node(&self, node: NodeId) -> Result<Client, FsError>;
+}
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct Directory {
+    volumes: Arc<HashMap<VolumeId, Volume>>,
+    pub sessions: Sessions,
+    pub file_nodes: FileNodes,
+    peers: Arc<dyn Peers>,
+    /// Shared with file nodes: seals read and write capabilities.
+    capability_key: MacKey,
+    clock: Arc<dyn Clock>,
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Directory")
+    }
+}
+
+impl Directory {
+    pub fn new(
+        volumes: Vec<Volume>,
+        capability_key: MacKey,
+        peers: Arc<dyn Peers>,
+        clock: Arc<dyn Clock>,
+    ) -> Directory {
+        Directory {
+            volumes: Arc::new(volumes.into_iter().map(|volume| (volume.id, volume)).collect()),
+            sessions: Sessions::new(Arc::clone(&clock)),
+            file_nodes: FileNodes::new(Arc::clone(&clock)),
+            peers,
+            capability_key,
+            clock,
+        }
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<&Volume, FsError> {
+        self.volumes.get(&id).ok_or_else(|| FsError::UnknownVolume { name: id.0.to_string() })
+    }
+
+    fn volume_of(&self, fid: FileId) -> Result<&Volume, FsError> {
+        self.volume(fid.volume)
+    }
+
+    /// Names of the volumes served here.
+    pub fn volume_names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.volumes.values().map(|volume| volume.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    /// A mutation's place among those of its session, which must not be somebody else's: op ids
+    /// would tell, or spoil, what others did.
+    fn op_tag(&self, context: &Context, volume: VolumeId) -> Result<OpTag, FsError> {
+        let tag = OpTag::of(context, volume)?;
+        if self.sessions.is_foreign(tag.op.session, context.user()) {
+            return Err(FsError::NotPermitted);
+        }
+        Ok(tag)
+    }
+
+    /// Runs a mutation once for its op id.
+    async fn mutate<T>(
+        &self,
+        context: &Context,
+        volume: VolumeId,
+        work: impl Fn(&mut Txn) -> Result<T, Abort> + Send + 'static,
+    ) -> Result<T, FsError>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+    {
+        let tag = self.op_tag(context, volume)?;
+        let store = &self.volume(volume)?.store;
+        store
+            .write(Durability::Process, move |txn| {
+                run_once(txn, tag, |txn| work(txn).map(Ran::Changed))
+            })
+            .await
+    }
+
+    pub async fn lookup(&self, context: Context, request: Lookup) -> Result<AttrReply, FsError> {
+        let Lookup { parent, name } = request;
+        let who = context.identity;
+        let store = &self.volume_of(parent)?.store;
+        store.read(move |txn| lookup::lookup(txn, parent, &name, &who)).await
+    }
+
+    pub async fn lookup_parent(&self, request: LookupParent) -> Result<AttrReply, FsError> {
+        let store = &self.volume_of(request.fid)?.store;
+        store.read(move |txn| lookup::parent(txn, request.fid)).await
+    }
+
+    pub async fn getattr(&self, request: GetAttr) -> Result<AttrReply, FsError> {
+        let store = &self.volume_of(request.fid)?.store;
+        store.read(move |txn| lookup::getattr(txn, request.fid)).await
+    }
+
+    pub async fn readlink(&self, request: ReadLink) -> Result<Vec<u8>, FsError> {
+        let store = &self.volume_of(request.fid)?.store;
+        store.read(move |txn| lookup::readlink(txn, request.fid)).await
+    }
+
+    pub async fn readdir(
+        &self,
+        context: Context,
+        request: ReadDir,
+    ) -> Result<ReadDirReply, FsError> {
+        lookup::readdir(self.volume_of(request.fid)?, &request, &context.identity).await
+    }
+
+    pub async fn setattr(
+        &self,
+        context: Context,
+        request: ChangeAttr,
+    ) -> Result<AttrReply, FsError> {
+        let (who, now) = (context.identity.clone(), self.clock.wall());
+        let ChangeAttr { fid, set } = request;
+        self.mutate(&context, fid.volume, move |txn| attr::change(txn, fid, &set, &who, now)).await
+    }
+
+    /// Makes something that has no content to be opened.
+    async fn make(
+        &self,
+        context: &Context,
+        parent: FileId,
+        name: Name,
+        kind: (FileKind, u32, Details),
+    ) -> Result<EntryReply, FsError> {
+        let fid = self.volume_of(parent)?.reserve_inode();
+        let (who, now) = (context.identity.clone(), self.clock.wall());
+        let (kind, mode, details) = kind;
+        let new = NewEntry { parent, name, fid, kind, mode, who, now, details };
+        self.mutate(context, parent.volume, move |txn| create::make(txn, &new)).await
+    }
+
+    pub async fn mkdir(&self, context: Context, request: MakeDir) -> Result<EntryReply, FsError> {
+        let kind = (FileKind::Directory, request.mode, Details::default());
+        self.make(&context, request.parent, request.name, kind).await
+    }
+
+    pub async fn symlink(
+        &self,
+        context: Context,
+        request: MakeSymlink,
+    ) -> Result<EntryReply, FsError> {
+        create::check_target(&request.target)?;
+        let details = Details { target: request.target, ..Details::default() };
+        let kind = (FileKind::Symlink, 0o777, details);
+        self.make(&context, request.parent, request.name, kind).await
+    }
+
+    pub async fn mknod(&self, context: Context, request: MakeNode) -> Result<EntryReply, FsError> {
+        let replicas = match request.kind {
+            FileKind::File => self.choose_replicas(request.parent.volume).await?,
+            FileKind::Fifo | FileKind::Socket => Vec::new(),
+            FileKind::CharDevice | FileKind::BlockDevice => return Err(FsError::NotPermitted),
+            FileKind::Directory | FileKind::Symlink => {
+                return Err(FsError::invalid("mknod of a directory or a link"));
+            }
+        };
+        let details = Details { rdev: request.rdev, replicas, ..Details::default() };
+        let kind = (request.kind, request.mode, details);
+        self.make(&context, request.parent, request.name, kind).await
+    }
+
+    pub async fn link(&self, context: Context, request: MakeLink) -> Result<EntryReply, FsError> {
+        let MakeLink { fid, parent, name } = request;
+        if fid.volume != parent.volume {
+            return Err(FsError::CrossVolume);
+        }
+        let (who, now) = (context.identity.clone(), self.clock.wall());
+        let new = NewLink { fid, parent, name, who, now };
+        self.mutate(&context, parent.volume, move |txn| create::link(txn, &new)).await
+    }
+
+    async fn remove(
+        &self,
+        context: &Context,
+        parent: FileId,
+        name: Name,
+        expect: Expect,
+    ) -> Result<EntryReply, FsError> {
+        let (who, now) = (context.identity.clone(), self.clock.wall());
+        let old = OldEntry { parent, name, who, now };
+        self.mutate(context, parent.volume, move |txn| remove::remove(txn, &old, expect)).await
+    }
+
+    pub async fn unlink(&self, context: Context, request: Unlink) -> Result<EntryReply, FsError> {
+        self.remove(&context, request.parent, request.name, Expect::NoDirectory).await
+    }
+
+    pub async fn rmdir(&self, context: Context, request: RemoveDir) -> Result<EntryReply, FsError> {
+        self.remove(&context, request.parent, request.name, Expect::EmptyDirectory).await
+    }
+
+    pub async fn rename(&self, context: Context, request: Rename) -> Result<RenameReply, FsError> {
+        let (who, now) = (context.identity.clone(), self.clock.wall());
+        let volume = request.from_parent.volume;
+        self.mutate(&context, volume, move |txn| rename::rename(txn, &request, &who, now)).await
+    }
+
+    /// Only the session itself may settle its operations.
+    pub async fn outcome(
+        &self,
+        context: Context,
+        request: Outcome,
+    ) -> Result<OutcomeReply, FsError> {
+        let session = context.session()?;
+        let is_own = session == request.op.session;
+        if !is_own || self.sessions.is_foreign(session, context.user()) {
+            return Err(FsError::NotPermitted);
+        }
+        let volume = request.volume;
+        let watermark = context.lowest_unanswered.min(request.op.number);
+        let tag = OpTag { volume, op: request.op, watermark };
+        let store = &self.volume(volume)?.store;
+        store.write(Durability::Process, move |txn| ledger::outcome(txn, tag)).await
+    }
+
+    pub async fn statfs(&self, request: StatFs) -> Result<VolumeSpace, FsError> {
+        let id = request.fid.volume;
+        let store = &self.volume(id)?.store;
+        let row = store.read(move |txn| rows::volume(txn, id)).await?;
+        Ok(self.file_nodes.space(row.replica_count, row.inode_count))
+    }
+
+    async fn choose_replicas(&self, id: VolumeId) -> Result<Vec<NodeId>, FsError> {
+        let volume = self.volume(id)?;
+        let row = volume.store.read(move |txn| rows::volume(txn, id)).await?;
+        let salt = volume.store.sequence().counter;
+        self.file_nodes.choose(row.replica_count as usize, salt)
+    }
+}

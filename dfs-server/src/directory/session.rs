@@ -1,0 +1,187 @@
+//! The session service: served by the directory, for its volumes.
+
+use std::time::Duration;
+
+use dfs_proto::FsError;
+use dfs_proto::admin::Role;
+use dfs_proto::capability::MacKey;
+use dfs_proto::client::CallError;
+use dfs_proto::directory::{NodeHeartbeat, NodeHeartbeatReply};
+use dfs_proto::id::SessionId;
+use dfs_proto::limits::{SESSION_LEASE, WORD_BYTES_MAX};
+use dfs_proto::lock::{EndSession, Recall, Recalls};
+use dfs_proto::rpc::Envelope;
+use dfs_proto::session::{
+    Heartbeat, HeartbeatReply, OpenSession, OpenVolume, SessionEvent, SessionReply, VolumeReply,
+};
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::volume::Volume;
+use super::{Directory, lookup};
+use crate::request::Context;
+use crate::session::Told;
+
+/// How often expired sessions are looked for.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause before the recall stream is opened again.
+const RECALL_RETRY: Duration = Duration::from_secs(1);
+
+/// A recall stream that brings nothing for this long is opened anew, which brings all recalls that
+/// are outstanding: so one that met a client without a stream is told to it later.
+const RECALL_REFRESH: Duration = Duration::from_secs(2);
+
+fn lease_ms() -> u32 {
+    u32::try_from(SESSION_LEASE.as_millis()).expect("the lease is some seconds")
+}
+
+impl Directory {
+    fn volume_named(&self, name: &str) -> Result<&Volume, FsError> {
+        let found = self.volumes.values().find(|volume| &*volume.name == name);
+        found.ok_or_else(|| FsError::UnknownVolume { name: name.to_owned() })
+    }
+
+    pub async fn open_volume(&self, request: OpenVolume) -> Result<VolumeReply, FsError> {
+        let volume = self.volume_named(&request.name)?;
+        let root = volume.root;
+        let reply = volume.store.read(move |txn| lookup::getattr(txn, root)).await?;
+        Ok(VolumeReply { root: reply.attr, wall: self.clock.wall() })
+    }
+
+    pub async fn open_session(
+        &self,
+        context: Context,
+        request: OpenSession,
+    ) -> Result<SessionReply, FsError> {
+        let id = context.session()?;
+        let is_word = !request.host.is_empty() && request.host.len() <= WORD_BYTES_MAX;
+        // Others see it on their terminals.
+        if !is_word || request.host.contains(char::is_control) {
+            return Err(FsError::invalid("host name of the client"));
+        }
+        let epoch = self.volume_named(&request.volume)?.store.epoch();
+        let volume = self.open_volume(OpenVolume { name: request.volume }).await?;
+        let key = self.sessions.open(id, context.user(), &request.host, random_key()?)?;
+        Ok(SessionReply { volume, key, lease_ms: lease_ms(), epoch })
+    }
+
+    pub async fn heartbeat(
+        &self,
+        context: Context,
+        request: Heartbeat,
+    ) -> Result<HeartbeatReply, FsError> {
+        let id = context.session()?;
+        self.sessions.renew(id, context.user())?;
+        for (fid, token) in request.yielded {
+            self.unlock(id, fid, token).await;
+        }
+        let epoch = self.volumes.values().map(|volume| volume.store.epoch()).max();
+        Ok(HeartbeatReply { lease_ms: lease_ms(), epoch: epoch.unwrap_or_default() })
+    }
+
+    /// A file node lives, and gets what it needs to check capabilities.
+    pub async fn node_heartbeat(
+        &self,
+        context: Context,
+        mut request: NodeHeartbeat,
+    ) -> Result<NodeHeartbeatReply, FsError> {
+        context.require_role(Role::File)?;
+        context.require_node(request.address.node)?;
+        if request.address.host.is_none() {
+            request.address.host = context.address.map(|address| address.to_string());
+        }
+        self.file_nodes.heard(request);
+        Ok(NodeHeartbeatReply { capability_key: self.capability_key.clone() })
+    }
+
+    pub async fn close_session(&self, context: Context) -> Result<(), FsError> {
+        let id = context.session()?;
+        if self.sessions.close(id, context.user()) {
+            self.end_locks(id).await;
+        }
+        Ok(())
+    }
+
+    pub fn events(&self, context: &Context) -> Result<mpsc::Receiver<SessionEvent>, FsError> {
+        let epoch = self.volumes.values().map(|volume| volume.store.epoch()).max();
+        self.sessions.listen(context.session()?, context.user(), epoch.unwrap_or_default())
+    }
+
+    async fn end_locks(&self, session: SessionId) {
+        let ended = match self.peers.lock() {
+            Ok(client) => client
+                .call(&Envelope::default(), &EndSession { session }, Vec::new())
+                .await
+                .map(drop),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%session, %error, "locks of an ended session were not released");
+        }
+    }
+
+    /// Ends sessions whose lease is over, and shows listeners that the stream lives.
+    pub async fn run_expiry(self, stop: CancellationToken) {
+        loop {
+            let next = self.clock.boottime() + EXPIRY_INTERVAL;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(next) => {}
+            }
+            for session in self.sessions.expire() {
+                tracing::info!(%session, "session ended: no heartbeat within its lease");
+                self.end_locks(session).await;
+            }
+            self.sessions.tell_idle();
+        }
+    }
+
+    /// Passes recalls of the lock service on to the sessions.
+    pub async fn run_recalls(self, stop: CancellationToken) {
+        let mut was_working = true;
+        loop {
+            let passed = tokio::select! {
+                () = stop.cancelled() => return,
+                passed = self.pass_recalls() => passed,
+            };
+            if let Err(error) = &passed
+                && was_working
+            {
+                tracing::warn!(%error, "waiting for the lock server");
+            }
+            was_working = passed.is_ok();
+            let pause = if was_working { Duration::ZERO } else { RECALL_RETRY };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.clock.sleep_until(self.clock.boottime() + pause) => {}
+            }
+        }
+    }
+
+    async fn pass_recalls(&self) -> Result<(), CallError> {
+        let mut recalls = self.peers.lock()?.open_stream(&Envelope::default(), &Recalls {}).await?;
+        loop {
+            let next = tokio::time::timeout(RECALL_REFRESH, recalls.next()).await;
+            match next {
+                Ok(Some(recall)) => self.pass_recall(recall?).await,
+                Ok(None) | Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    async fn pass_recall(&self, recall: Recall) {
+        let Recall { fid, session, token } = recall;
+        if self.sessions.tell(session, SessionEvent::LockRecall { fid, token }) == Told::Unknown {
+            // Nobody can give it back: the session is gone.
+            self.unlock(session, fid, token).await;
+        }
+    }
+}
+
+fn random_key() -> Result<MacKey, FsError> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(|_| FsError::Internal { incident: "random".into() })?;
+    Ok(MacKey(key))
+}

@@ -1,0 +1,99 @@
+//! What a handler knows of a request beside the request: who asks, as whom, under which op id,
+//! until when. Made by `rpc`, read by every service.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::FsError;
+use dfs_proto::admin::Role;
+use dfs_proto::credential::{Identity, TicketHolder};
+use dfs_proto::id::{NodeId, OpId, SessionId};
+
+/// Who is at the other end, as far as it is proven.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// A role of this process.
+    Local,
+    /// A process of the cell, by its certificate.
+    Node(NodeProof),
+    /// The bearer of a ticket.
+    User(Arc<TicketHolder>),
+    Anonymous,
+}
+
+/// What a node's certificate proves.
+#[derive(Clone)]
+pub struct NodeProof {
+    pub roles: Arc<[Role]>,
+    is_node: Arc<dyn Fn(NodeId) -> bool + Send + Sync>,
+}
+
+impl NodeProof {
+    pub fn new(
+        roles: Arc<[Role]>,
+        is_node: impl Fn(NodeId) -> bool + Send + Sync + 'static,
+    ) -> NodeProof {
+        NodeProof { roles, is_node: Arc::new(is_node) }
+    }
+}
+
+impl fmt::Debug for NodeProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeProof({:?})", self.roles)
+    }
+}
+
+/// A request's surroundings.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub peer: Peer,
+    /// As whom permission is checked; nobody for nodes and strangers.
+    pub identity: Identity,
+    pub session: Option<SessionId>,
+    pub op: Option<OpId>,
+    /// The client's watermark: ops of its session below it are settled.
+    pub lowest_unanswered: u64,
+    /// When the caller stops waiting, on the server's CLOCK_BOOTTIME.
+    pub deadline: Duration,
+    /// Where the request came from; absent for calls of the own process.
+    pub address: Option<IpAddr>,
+}
+
+impl Context {
+    /// # Errors
+    /// `SessionUnknown` if the request names none.
+    pub fn session(&self) -> Result<SessionId, FsError> {
+        self.session.ok_or(FsError::SessionUnknown)
+    }
+
+    /// # Errors
+    /// `NotPermitted` unless the peer is a process with `role`.
+    pub fn require_role(&self, role: Role) -> Result<(), FsError> {
+        match &self.peer {
+            Peer::Local => Ok(()),
+            Peer::Node(proof) if proof.roles.contains(&role) => Ok(()),
+            _ => Err(FsError::NotPermitted),
+        }
+    }
+
+    /// # Errors
+    /// `NotPermitted` unless the peer is the process that speaks for `node`.
+    pub fn require_node(&self, node: NodeId) -> Result<(), FsError> {
+        match &self.peer {
+            Peer::Local => Ok(()),
+            Peer::Node(proof) if (proof.is_node)(node) => Ok(()),
+            _ => Err(FsError::NotPermitted),
+        }
+    }
+
+    /// The account or machine behind the request, for logs and lock holders' names.
+    pub fn user(&self) -> &str {
+        match &self.peer {
+            Peer::User(holder) => &holder.user,
+            Peer::Local | Peer::Node(_) => "cell",
+            Peer::Anonymous => "anonymous",
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The generic handler: decode, authenticate, authorise, call, encode.
+//!
+//! A [`Router`] maps paths to handlers; it serves calls of the own process ([`Local`]) and, through
+//! `http`, those from the network, with the same frames. It knows no operation: `server` registers
+//! them. Every request ends at its deadline.
+
+mod authenticate;
+pub mod http;
+mod status;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dfs_proto::FsError;
+use dfs_proto::client::{Local, ReplyBody};
+use dfs_proto::clock::Clock;
+use dfs_proto::limits::DEADLINE_MAX;
+use dfs_proto::rpc::{Envelope, Rpc, StreamRpc, decode_request, encode_reply, split_frame};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
+use serde::Serialize;
+
+use crate::request::{Context, NodeProof};
+
+pub use authenticate::CheckTicket;
+pub use status::http_status;
+
+/// What the connection proves before any ticket.
+#[derive(Clone, Debug)]
+pub enum Channel {
+    Local,
+    Network { address: IpAddr, node: Option<NodeProof> },
+}
+
+/// A reply on its way out.
+pub enum Reply {
+    /// Head and payload.
+    Whole { status: u16, parts: Vec<Bytes> },
+    /// Frames as they come.
+    Stream(BoxStream<'static, Bytes>),
+}
+
+type Handler =
+    Box<dyn Fn(Channel, Bytes, Bytes) -> BoxFuture<'static, Reply> + Send + Sync + 'static>;
+
+/// Paths and their handlers.
+pub struct Router {
+    handlers: HashMap<&'static str, Handler>,
+    gate: Arc<Gate>,
+}
+
+/// What every handler needs to judge a request.
+struct Gate {
+    tickets: Arc<dyn CheckTicket>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Router {
+    pub fn new(tickets: Arc<dyn CheckTicket>, clock: Arc<dyn Clock>) -> Router {
+        Router { handlers: HashMap::new(), gate: Arc::new(Gate { tickets, clock }) }
+    }
+
+    /// Serves `R` with a handler that takes and gives no payload.
+    pub fn unary<R: Rpc, F>(&mut self, handler: impl Fn(Context, R) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Result<R::Reply, FsError>> + Send + 'static,
+    {
+        self.with_payload(move |context, request, _payload| {
+            handler(context, request).map(|reply| reply.map(|reply| (reply, Vec::new())))
+        });
+    }
+
+    /// Serves `R` with a handler that takes a payload and gives one back.
+    pub fn with_payload<R: Rpc, F>(
+        &mut self,
+        handler: impl Fn(Context, R, Bytes) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<(R::Reply, Vec<Bytes>), FsError>> + Send + 'static,
+    {
+        let (gate, handler) = (Arc::clone(&self.gate), Arc::new(handler));
+        self.add(R::PATH, move |channel, head, payload| {
+            let (gate, handler) = (Arc::clone(&gate), Arc::clone(&handler));
+            let answer = async move {
+                let (envelope, request) = decode_request::<R>(&head)?;
+                check_op::<R>(&envelope)?;
+                let wait = wait_of(&envelope);
+                let context = gate.admit(channel, envelope, R::ACCESS)?;
+                let answer = tokio::time::timeout(wait, handler(context, request, payload));
+                answer.await.unwrap_or_else(|_| Err(FsError::TimedOut { whom: "server".into() }))
+            };
+            answer.map(|answer| whole_reply(R::PATH, answer)).boxed()
+        });
+    }
+
+    /// Serves `R` with a handler that gives a stream of items.
+    pub fn stream<R: StreamRpc, F>(
+        &mut self,
+        handler: impl Fn(Context, R) -> F + Send + Sync + 'static,
+    ) where
+        F: Future<Output = Result<BoxStream<'static, R::Item>, FsError>> + Send + 'static,
+    {
+        let (gate, handler) = (Arc::clone(&self.gate), Arc::new(handler));
+        self.add(R::PATH, move |channel, head, _payload| {
+            let (gate, handler) = (Arc::clone(&gate), Arc::clone(&handler));
+            let opened = async move {
+                let (envelope, request) = decode_request::<R>(&head)?;
+                let context = gate.admit(channel, envelope, R::ACCESS)?;
+                handler(context, request).await
+            };
+            opened.map(|opened| stream_reply::<R>(opened)).boxed()
+        });
+    }
+
+    fn add<F>(&mut self, path: &'static str, handler: F)
+    where
+        F: Fn(Channel, Bytes, Bytes) -> BoxFuture<'static, Reply> + Send + Sync + 'static,
+    {
+        let before = self.handlers.insert(path, Box::new(handler));
+        assert!(before.is_none(), "two handlers for {path}");
+    }
+
+    /// Answers one request.
+    pub async fn dispatch(
+        &self,
+        channel: Channel,
+        path: &str,
+        head: Bytes,
+        payload: Bytes,
+    ) -> Reply {
+        match self.handlers.get(path) {
+            Some(handler) => handler(channel, head, payload).await,
+            None => refusal(FsError::UnknownOperation { path: path.to_owned() }),
+        }
+    }
+}
+
+fn check_op<R: Rpc>(envelope: &Envelope) -> Result<(), FsError> {
+    if R::MUTATES && envelope.op.is_none() {
+        return Err(FsError::malformed(format!("{} without an op id", R::PATH)));
+    }
+    Ok(())
+}
+
+fn wait_of(envelope: &Envelope) -> Duration {
+    Duration::from_millis(u64::from(envelope.deadline_ms)).min(DEADLINE_MAX)
+}
+
+/// A reply that says no.
+pub fn refusal(error: FsError) -> Reply {
+    whole_reply::<()>("-", Err(error))
+}
+
+fn whole_reply<T: Serialize>(path: &str, answer: Result<(T, Vec<Bytes>), FsError>) -> Reply {
+    let (reply, payload) = match answer {
+        Ok((reply, payload)) => (Ok(reply), payload),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    let status = reply.as_ref().map_or_else(http_status, |_| 200);
+    match encode_reply(&reply) {
+        Ok(frame) => Reply::Whole { status, parts: [vec![frame], payload].concat() },
+        Err(error) => {
+            tracing::error!(path, %error, "reply does not encode");
+            refusal(FsError::Internal { incident: format!("encode-{path}") })
+        }
+    }
+}
+
+fn stream_reply<R: StreamRpc>(opened: Result<BoxStream<'static, R::Item>, FsError>) -> Reply {
+    let items = match opened {
+        Ok(items) => items,
+        Err(error) => return whole_reply::<()>(R::PATH, Err(error)),
+    };
+    let frames = items.filter_map(|item| async move {
+        encode_reply(&Ok(item))
+            .inspect_err(|error| tracing::error!(path = R::PATH, %error, "item does not encode"))
+            .ok()
+    });
+    Reply::Stream(frames.boxed())
+}
+
+impl Local for Router {
+    fn answer(
+        &self,
+        path: &str,
+        frame: Bytes,
+        payload: Vec<Bytes>,
+    ) -> BoxFuture<'static, ReplyBody> {
+        let (head, _) = match split_frame(frame) {
+            Ok(parts) => parts,
+            Err(error) => return std::future::ready(body_of(refusal(error))).boxed(),
+        };
+        match self.handlers.get(path) {
+            Some(handler) => handler(Channel::Local, head, join(payload)).map(body_of).boxed(),
+            None => {
+                let error = FsError::UnknownOperation { path: path.to_owned() };
+                std::future::ready(body_of(refusal(error))).boxed()
+            }
+        }
+    }
+}
+
+fn join(mut payload: Vec<Bytes>) -> Bytes {
+    match payload.len() {
+        0 => Bytes::new(),
+        1 => payload.remove(0),
+        _ => payload.concat().into(),
+    }
+}
+
+fn body_of(reply: Reply) -> ReplyBody {
+    match reply {
+        Reply::Whole { parts, .. } => ReplyBody::Whole(join(parts)),
+        Reply::Stream(frames) => ReplyBody::Pieces(frames.map(Ok).boxed()),
+    }
+}
+
+/// A stream that gives what a channel brings, and ends with it.
+pub fn stream_of<T: Send + 'static>(
+    receiver: tokio::sync::mpsc::Receiver<T>,
+) -> BoxStream<'static, T> {
+    stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|item| (item, receiver))
+    })
+    .boxed()
+}
+
+#[cfg(test)]
+mod tests;

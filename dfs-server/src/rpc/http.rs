@@ -1,0 +1,224 @@
+//! The network side of the router: HTTP/1.1 over TLS.
+//!
+//! A connection costs a task; a request costs memory for its body, taken from a budget before the
+//! body is read. Everything here has a bound in time: handshake, header, body, handler.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dfs_proto::FsError;
+use dfs_proto::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use dfs_proto::rpc::{CONTENT_TYPE, FRAME_PREFIX_BYTES, URL_PREFIX, split_frame};
+use futures_util::StreamExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::CONTENT_TYPE as CONTENT_TYPE_HEADER;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use super::{Channel, Reply, Router, refusal};
+use crate::request::NodeProof;
+
+/// Most connections at a time. Further ones wait to be accepted.
+const CONNECTION_COUNT_MAX: usize = 16_384;
+
+/// Memory for request bodies that are being received or worked on. Units: bytes.
+///
+/// Why 256 MiB: 32 of the largest requests, or some 60,000 ordinary ones.
+const BODY_BYTES_BUDGET: usize = 256 << 20;
+
+/// What one permit of the body budget stands for. Units: bytes.
+const BODY_PERMIT_BYTES: usize = 4096;
+
+const BODY_BYTES_MAX: usize = FRAME_PREFIX_BYTES + HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(600);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long connections may finish what they are doing when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause after a failed accept, such as one for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads the rights in a client's certificate.
+pub type ReadProof = Arc<dyn Fn(&CertificateDer<'_>) -> NodeProof + Send + Sync>;
+
+/// One listening address.
+pub struct HttpServer {
+    pub router: Arc<Router>,
+    pub tls: Arc<ServerConfig>,
+    pub read_proof: ReadProof,
+    /// PEM of the cell's CA certificate, for those who pin it by fingerprint.
+    pub ca_pem: Bytes,
+}
+
+struct Shared {
+    server: HttpServer,
+    acceptor: TlsAcceptor,
+    body_budget: Arc<Semaphore>,
+}
+
+impl HttpServer {
+    /// Serves until `stop`, then lets connections finish. Joins all its tasks.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let shared = Arc::new(Shared {
+            acceptor: TlsAcceptor::from(Arc::clone(&self.tls)),
+            body_budget: Arc::new(Semaphore::new(BODY_BYTES_BUDGET / BODY_PERMIT_BYTES)),
+            server: self,
+        });
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            if connections.len() >= CONNECTION_COUNT_MAX {
+                connections.join_next().await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, peer)) => {
+                        connections.spawn(serve(Arc::clone(&shared), socket, peer, stop.clone()));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        let drain = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_TIMEOUT, drain).await.is_err() {
+            connections.shutdown().await;
+        }
+    }
+}
+
+async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, stop: CancellationToken) {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, %peer, "connection without TCP_NODELAY");
+    }
+    let tls = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shared.acceptor.accept(socket)).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => return tracing::debug!(%error, %peer, "TLS handshake failed"),
+        Err(_) => return tracing::debug!(%peer, "TLS handshake took too long"),
+    };
+    let certificates = tls.get_ref().1.peer_certificates();
+    let node = certificates.and_then(<[_]>::first).map(|der| (shared.server.read_proof)(der));
+    let address = peer.ip().to_canonical();
+    let service = service_fn(|request| {
+        let channel = Channel::Network { address, node: node.clone() };
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(respond(&shared, channel, request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(tls), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, %peer, "connection ended");
+    }
+}
+
+type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
+
+async fn respond(
+    shared: &Shared,
+    channel: Channel,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    if request.method() == Method::GET {
+        return page(shared, request.uri().path());
+    }
+    response_of(answer(shared, channel, request).await)
+}
+
+/// The documents that anybody may get without speaking the protocol.
+fn page(shared: &Shared, path: &str) -> Response<ResponseBody> {
+    match path {
+        "/ca.pem" => build(200, "application/x-pem-file", full(shared.server.ca_pem.clone())),
+        _ => build(404, "text/plain", full(Bytes::from_static(b"a DFS server; see PROTOCOL.md\n"))),
+    }
+}
+
+async fn answer(shared: &Shared, channel: Channel, request: Request<Incoming>) -> Reply {
+    let Some(path) = request.uri().path().strip_prefix(URL_PREFIX).map(str::to_owned) else {
+        return refusal(FsError::UnknownOperation { path: request.uri().path().to_owned() });
+    };
+    let body_bytes = match request.body().size_hint().exact() {
+        Some(length) if length <= BODY_BYTES_MAX as u64 => length as usize,
+        Some(_) => return refusal(too_large()),
+        None => return refusal(FsError::malformed("request without Content-Length")),
+    };
+    let permits = u32::try_from(body_bytes / BODY_PERMIT_BYTES + 1).unwrap_or(u32::MAX);
+    let received = async {
+        let permit = Arc::clone(&shared.body_budget).acquire_many_owned(permits).await;
+        (permit, Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await)
+    };
+    let (permit, body) = match tokio::time::timeout(BODY_TIMEOUT, received).await {
+        Ok((permit, Ok(body))) => (permit, body.to_bytes()),
+        Ok((_, Err(error))) => return refusal(FsError::malformed(format!("body: {error}"))),
+        Err(_) => return refusal(FsError::TimedOut { whom: "client's request body".into() }),
+    };
+    let reply = match split_frame(body) {
+        Ok((head, payload)) => shared.server.router.dispatch(channel, &path, head, payload).await,
+        Err(error) => refusal(error),
+    };
+    drop(permit);
+    reply
+}
+
+fn too_large() -> FsError {
+    FsError::TooLarge { what: "request body".into(), limit: BODY_BYTES_MAX as u64 }
+}
+
+fn response_of(reply: Reply) -> Response<ResponseBody> {
+    match reply {
+        Reply::Whole { status, mut parts } if parts.len() == 1 => {
+            build(status, CONTENT_TYPE, full(parts.remove(0)))
+        }
+        Reply::Whole { status, parts } => {
+            let frames = futures_util::stream::iter(parts).map(|part| Ok(Frame::data(part)));
+            build(status, CONTENT_TYPE, BodyExt::boxed_unsync(StreamBody::new(frames)))
+        }
+        Reply::Stream(frames) => {
+            let frames = frames.map(|frame| Ok(Frame::data(frame)));
+            build(200, CONTENT_TYPE, BodyExt::boxed_unsync(StreamBody::new(frames)))
+        }
+    }
+}
+
+fn full(bytes: Bytes) -> ResponseBody {
+    Full::new(bytes).boxed_unsync()
+}
+
+fn build(status: u16, content_type: &'static str, body: ResponseBody) -> Response<ResponseBody> {
+    let mut response = Response::new(body);
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let value = hyper::header::HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE_HEADER, value);
+    response
+}

@@ -1,0 +1,213 @@
+//! Which service answers which operation.
+
+use std::sync::Arc;
+
+use dfs_proto::admin::{Announce, Join, Map, NewJoinToken, Status};
+use dfs_proto::auth::{AddUser, Keys, Login, Logout, Renew, WhoAmI};
+use dfs_proto::file::{Fetch, Missing, PutChunks, Replicate, Store, SyncChunks};
+use dfs_proto::lock::{EndSession, Grant, Recalls, Release};
+use dfs_proto::session::{CloseSession, Events};
+
+use super::network::Network;
+use crate::admin::Admin;
+use crate::admin::registry::Registry;
+use crate::auth::AuthService;
+use crate::directory::Directory;
+use crate::file::FileNodes;
+use crate::lock::LockService;
+use crate::rpc::{Router, stream_of};
+
+/// Registers handlers of a cloneable service: `METHOD(context, request)` for each.
+macro_rules! unary {
+    ($router:ident, $service:ident, $($method:ident),+ $(,)?) => {$(
+        let service = $service.clone();
+        $router.unary(move |context, request| {
+            let service = service.clone();
+            async move { service.$method(context, request).await }
+        });
+    )+};
+}
+
+/// The same for handlers that need no context.
+macro_rules! plain {
+    ($router:ident, $service:ident, $($method:ident),+ $(,)?) => {$(
+        let service = $service.clone();
+        $router.unary(move |_context, request| {
+            let service = service.clone();
+            async move { service.$method(request).await }
+        });
+    )+};
+}
+
+pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
+    let service = Arc::clone(auth);
+    router.unary(move |context, request: Login| {
+        let service = Arc::clone(&service);
+        async move { service.login(&context, request).await }
+    });
+    let service = Arc::clone(auth);
+    router.unary(move |context, _request: WhoAmI| {
+        let who = service.whoami(&context);
+        async move { who }
+    });
+    let service = Arc::clone(auth);
+    router.unary(move |_context, request: Keys| {
+        let keys = service.keys(&request);
+        async move { Ok(keys) }
+    });
+    let service = Arc::clone(auth);
+    router.unary(move |_context, request: Renew| {
+        let service = Arc::clone(&service);
+        async move { service.renew(request).await }
+    });
+    let service = Arc::clone(auth);
+    router.unary(move |_context, request: Logout| {
+        let service = Arc::clone(&service);
+        async move { service.logout(request).await }
+    });
+    let service = Arc::clone(auth);
+    router.unary(move |_context, request: AddUser| {
+        let service = Arc::clone(&service);
+        async move { service.add_user(request).await }
+    });
+}
+
+/// The cell's list of nodes. This process needs the others' addresses itself, so it listens in.
+pub fn registry(router: &mut Router, registry: &Arc<Registry>, network: &Network) {
+    network.set_map(registry.map(&Map {}));
+    let service = Arc::clone(registry);
+    router.unary(move |_context, request: Map| {
+        let map = service.map(&request);
+        async move { Ok(map) }
+    });
+    let (service, listener) = (Arc::clone(registry), network.clone());
+    router.unary(move |context, request: Announce| {
+        let (service, listener) = (Arc::clone(&service), listener.clone());
+        async move {
+            let map = service.announce(&context, request).await?;
+            listener.set_map(map.clone());
+            Ok(map)
+        }
+    });
+    let service = Arc::clone(registry);
+    router.unary(move |_context, request: NewJoinToken| {
+        let service = Arc::clone(&service);
+        async move { service.join_token(request).await }
+    });
+    let service = Arc::clone(registry);
+    router.unary(move |_context, request: Join| {
+        let service = Arc::clone(&service);
+        async move { service.join(request).await }
+    });
+}
+
+/// The cell's map at a process that only knows what it was told.
+pub fn map(router: &mut Router, network: &Network) {
+    let network = network.clone();
+    router.unary(move |_context, _request: Map| {
+        let map = network.map();
+        async move { Ok(map) }
+    });
+}
+
+pub fn lock(router: &mut Router, lock: &LockService) {
+    let service = lock.clone();
+    router.unary(move |_context, request: Grant| {
+        let service = service.clone();
+        async move { service.grant(request).await }
+    });
+    let service = lock.clone();
+    router.unary(move |_context, request: Release| {
+        service.release(&request);
+        async { Ok(()) }
+    });
+    let service = lock.clone();
+    router.unary(move |_context, request: EndSession| {
+        service.end_session(&request);
+        async { Ok(()) }
+    });
+    let service = lock.clone();
+    router.stream(move |_context, _request: Recalls| {
+        let recalls = stream_of(service.recalls());
+        async move { Ok(recalls) }
+    });
+}
+
+pub fn directory(router: &mut Router, directory: &Directory) {
+    unary!(
+        router,
+        directory,
+        lookup,
+        readdir,
+        setattr,
+        mkdir,
+        symlink,
+        mknod,
+        link,
+        unlink,
+        rmdir,
+        rename,
+        outcome,
+        open,
+        create,
+        yield_lock,
+        renew_write,
+        commit,
+        whereabouts,
+        open_session,
+        heartbeat,
+        node_heartbeat,
+    );
+    plain!(router, directory, lookup_parent, getattr, readlink, statfs, fsync, open_volume);
+    let service = directory.clone();
+    router.unary(move |context, _request: CloseSession| {
+        let service = service.clone();
+        async move { service.close_session(context).await }
+    });
+    let service = directory.clone();
+    router.stream(move |context, _request: Events| {
+        let events = service.events(&context).map(stream_of);
+        async move { events }
+    });
+}
+
+pub fn file(router: &mut Router, file: &Arc<FileNodes>) {
+    let service = Arc::clone(file);
+    router.with_payload(move |context, request: Fetch, _payload| {
+        let service = Arc::clone(&service);
+        async move { service.fetch(&context, request).await }
+    });
+    let service = Arc::clone(file);
+    router.with_payload(move |context, request: PutChunks, payload| {
+        let service = Arc::clone(&service);
+        async move { Ok((service.put(&context, request, payload).await?, Vec::new())) }
+    });
+    let service = Arc::clone(file);
+    router.with_payload(move |context, request: Store, payload| {
+        let service = Arc::clone(&service);
+        async move { Ok((service.store(&context, request, payload).await?, Vec::new())) }
+    });
+    let service = Arc::clone(file);
+    router.with_payload(move |context, request: Replicate, payload| {
+        let service = Arc::clone(&service);
+        async move { Ok((service.replicate(&context, request, payload).await?, Vec::new())) }
+    });
+    let service = Arc::clone(file);
+    router.unary(move |context, request: Missing| {
+        let service = Arc::clone(&service);
+        async move { service.missing(&context, request).await }
+    });
+    let service = Arc::clone(file);
+    router.unary(move |context, request: SyncChunks| {
+        let service = Arc::clone(&service);
+        async move { service.sync(&context, request).await }
+    });
+}
+
+pub fn admin(router: &mut Router, admin: &Arc<Admin>) {
+    let service = Arc::clone(admin);
+    router.unary(move |_context, _request: Status| {
+        let status = service.status();
+        async move { Ok(status) }
+    });
+}
