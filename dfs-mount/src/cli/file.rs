@@ -1,0 +1,136 @@
+//! Files without a mount: `ls`, `cat`, `stat`, `where`, `put`, `get`.
+//!
+//! Each speaks to the servers through a session of its own, so it works on machines that cannot
+//! mount, and sees what the servers have, not what a mount may still have to send.
+
+mod get;
+mod list;
+mod local;
+mod put;
+mod target;
+mod volume;
+
+use std::ffi::OsString;
+
+use futures_util::TryStreamExt;
+
+use super::failure::{Context, Failure};
+use super::mounts;
+use super::output::Output;
+use super::{CopyArgs, LsArgs};
+use crate::config::FileUrl;
+use crate::fetch::{Fetcher, Piece};
+use volume::{Links, Volumes};
+
+/// Zeros that stand for a hole. Why this many: as much as one write of data.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// # Errors
+/// A [`Failure`] for the first path that cannot be listed.
+pub async fn ls(arguments: &LsArgs, output: &mut Output) -> Result<(), Failure> {
+    let urls = urls(&arguments.paths)?;
+    let mut volumes = Volumes::default();
+    let listed = list::listings(&urls, arguments.long, &mut volumes).await;
+    volumes.close().await;
+    output.show(&listed?)
+}
+
+/// # Errors
+/// A [`Failure`] for the first path without attributes.
+pub async fn stat(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
+    let urls = urls(paths)?;
+    let mut volumes = Volumes::default();
+    let found = list::attributes(&urls, &mut volumes).await;
+    volumes.close().await;
+    output.show(&found?)
+}
+
+/// # Errors
+/// A [`Failure`] for the first path that is no file.
+pub async fn locate(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
+    let urls = urls(paths)?;
+    let mut volumes = Volumes::default();
+    let found = list::places(&urls, &mut volumes).await;
+    volumes.close().await;
+    output.show(&found?)
+}
+
+/// # Errors
+/// A [`Failure`] for the first file that cannot be read to its end.
+pub async fn cat(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
+    let urls = urls(paths)?;
+    let mut volumes = Volumes::default();
+    let mut done = Ok(());
+    for url in &urls {
+        done = cat_one(url, &mut volumes, output).await;
+        if done.is_err() || output.is_closed() {
+            break;
+        }
+    }
+    volumes.close().await;
+    done
+}
+
+async fn cat_one(url: &FileUrl, volumes: &mut Volumes, output: &mut Output) -> Result<(), Failure> {
+    let what = || format!("cannot read {url}");
+    let volume = volumes.of(&url.volume).await?;
+    let found = volume.find(&url.path, Links::Followed).await.about(what)?;
+    let opened = volume.open_to_read(&found.attr).await.about(what)?;
+    let fetcher = Fetcher::new(volume.session().clone());
+    let mut pieces = fetcher.pieces(Some(volume.caller()), &opened).about(what)?;
+    while let Some(piece) = pieces.try_next().await.about(what)? {
+        match piece {
+            Piece::Data { bytes, .. } => output.bytes(&bytes)?,
+            Piece::Hole { length, .. } => write_zeros(length, output)?,
+        }
+        if output.is_closed() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn write_zeros(length: u64, output: &mut Output) -> Result<(), Failure> {
+    let mut left = length;
+    while left > 0 && !output.is_closed() {
+        let step = usize::try_from(left).unwrap_or(usize::MAX).min(ZEROS.len());
+        output.bytes(&ZEROS[..step])?;
+        left -= step as u64;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// A [`Failure`] for the first source that cannot be copied; what was copied before stays.
+pub async fn get(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failure> {
+    let (sources, destination) = split(&arguments.paths)?;
+    let job = get::Get::new(&urls(sources)?, destination, arguments)?;
+    let mut volumes = Volumes::default();
+    let done = job.run(&mut volumes, output).await;
+    volumes.close().await;
+    done
+}
+
+/// # Errors
+/// As [`get`].
+pub async fn put(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failure> {
+    let (sources, destination) = split(&arguments.paths)?;
+    let destination = target::resolve(destination, &mounts::table()?)?;
+    let mut volumes = Volumes::default();
+    let job = put::Put { sources, destination, arguments };
+    let done = job.run(&mut volumes, output).await;
+    volumes.close().await;
+    done
+}
+
+fn split(paths: &[OsString]) -> Result<(&[OsString], &OsString), Failure> {
+    match paths.split_last() {
+        Some((destination, sources)) if !sources.is_empty() => Ok((sources, destination)),
+        _ => Err(Failure::usage("cannot copy", "a source and a destination are needed")),
+    }
+}
+
+fn urls(paths: &[OsString]) -> Result<Vec<FileUrl>, Failure> {
+    let table = mounts::table()?;
+    paths.iter().map(|path| target::resolve(path, &table)).collect()
+}

@@ -1,0 +1,123 @@
+//! What the control socket is told of a mount, and what it may ask of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::MountConfig;
+use crate::control::message::{self, CacheStatus, MountStatus, OutboxReport, Unsent};
+use crate::control::server::{Daemon, Progress};
+use crate::vfs::Parts;
+use crate::writeback::{OutboxItem, OutboxState};
+
+/// A running mount.
+pub struct Service {
+    config: Arc<MountConfig>,
+    parts: Parts,
+    give_up: CancellationToken,
+    /// On `Clock::boottime`.
+    started: Duration,
+}
+
+impl Service {
+    pub fn new(config: Arc<MountConfig>, parts: Parts, give_up: CancellationToken) -> Service {
+        let started = parts.session.clock().boottime();
+        Service { config, parts, give_up, started }
+    }
+
+    fn report(&self) -> OutboxReport {
+        OutboxReport { entries: self.parts.writeback.outbox().into_iter().map(entry).collect() }
+    }
+
+    fn now(&self) -> MountStatus {
+        let report = self.report();
+        let usage = self.parts.cache.usage();
+        let session = &self.parts.session;
+        let up = session.clock().boottime().saturating_sub(self.started);
+        let counts = session.metrics().rpc_counts();
+        let unsent = sum(report.unsent().map(|entry| entry.size_bytes));
+        MountStatus {
+            pid: std::process::id(),
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            url: self.config.url.to_string(),
+            mount_point: self.config.mount_point.clone(),
+            cache_dir: self.config.cache_dir.clone(),
+            log_file: self.config.log_file.clone(),
+            is_connected: session.is_leased(),
+            read_only: self.config.read_only,
+            uptime_ms: u64::try_from(up.as_millis()).unwrap_or(u64::MAX),
+            cache: CacheStatus {
+                used_bytes: usage.disk_bytes,
+                limit_bytes: usage.limit_bytes,
+                entry_count: usage.entry_count as u64,
+            },
+            kept_count: report.entries.len() as u64 - unsent.file_count,
+            unsent,
+            rpcs: counts.into_iter().map(|(path, count)| (path.to_owned(), count)).collect(),
+        }
+    }
+}
+
+fn sum(sizes: impl Iterator<Item = u64>) -> Unsent {
+    sizes.fold(Unsent::default(), |sum, size| Unsent {
+        file_count: sum.file_count + 1,
+        bytes: sum.bytes.saturating_add(size),
+    })
+}
+
+fn state(state: OutboxState) -> message::OutboxState {
+    match state {
+        OutboxState::Sending => message::OutboxState::Sending,
+        OutboxState::Unsent => message::OutboxState::Unsent,
+        OutboxState::Conflict => message::OutboxState::Conflict,
+        OutboxState::Interrupted => message::OutboxState::Interrupted,
+    }
+}
+
+fn entry(item: OutboxItem) -> message::OutboxEntry {
+    message::OutboxEntry {
+        id: item.id.0,
+        path: item.hint,
+        fid: item.fid.to_string(),
+        size_bytes: item.size_bytes,
+        state: state(item.state),
+        why: item.why,
+        since_secs: item.since.secs,
+    }
+}
+
+impl Daemon for Service {
+    fn status(&self) -> BoxFuture<'_, MountStatus> {
+        Box::pin(async { self.now() })
+    }
+
+    fn outbox(&self) -> BoxFuture<'_, OutboxReport> {
+        Box::pin(async { self.report() })
+    }
+
+    fn retry(&self) -> BoxFuture<'_, OutboxReport> {
+        Box::pin(async {
+            self.parts.writeback.retry().await;
+            self.report()
+        })
+    }
+
+    fn drain(&self, deadline: Duration, progress: Progress) -> BoxFuture<'_, OutboxReport> {
+        Box::pin(async move {
+            let tell = |left: &[OutboxItem]| {
+                progress.report(sum(left.iter().map(|item| item.size_bytes)));
+            };
+            let left = self.parts.writeback.drain(deadline, tell).await;
+            let entries = left.unsent.into_iter().chain(left.kept).map(entry).collect();
+            OutboxReport { entries }
+        })
+    }
+
+    fn stop(&self, detach: bool) {
+        if detach {
+            self.give_up.cancel();
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! The kernel's requests, turned into operations of `vfs`: one short method for each.
+//!
+//! What a method does is name the caller, say what kind of wait it is (`reply`), and shape the
+//! answer. Reads and writes of open files are served on the spot; everything that may ask a server
+//! goes through `reply::Server`. Opens also tell the kernel how it reaches the bytes (`backing`).
+//!
+//! Entries and attributes are handed out with no lifetime: the kernel asks again at each use.
+//! Operations that this file system does not have are answered ENOSYS, after which the kernel
+//! stops asking, or EOPNOTSUPP. This directory is the only one that names `fuser`.
+
+mod ask;
+mod attr;
+mod backing;
+mod caller;
+mod errno;
+mod interrupt;
+mod reply;
+mod serve;
+mod session;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dfs_proto::attr::SetAttr;
+use dfs_proto::error::FsError;
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, TimeOrNow, WriteFlags,
+};
+
+use crate::vfs::{At, Change, Entry, Error, NodeHow, Vfs};
+use ask::{Asker, answer_attr, at, change, question, rename_rule, unbounded};
+use attr::{file_kind, set_time};
+use backing::Backings;
+use caller::Callers;
+use interrupt::Wakes;
+use reply::{Request, Server};
+use serve::{Stretch, answer_statfs};
+
+pub use session::{MountOptions, Mounted, mount};
+
+/// How long the kernel may use an entry or attributes without asking.
+const LIFETIME: Duration = Duration::ZERO;
+
+/// A mounted volume as fuser sees it.
+struct Fuse {
+    vfs: Vfs,
+    server: Server,
+    callers: Arc<Callers>,
+    backings: Arc<Backings>,
+}
+
+impl Fuse {
+    fn asker(&self, request: &fuser::Request) -> Asker {
+        Asker {
+            callers: self.callers.clone(),
+            uid: request.uid(),
+            gid: request.gid(),
+            pid: request.pid(),
+        }
+    }
+
+    fn asked(&self, request: &fuser::Request) -> (Vfs, Asker) {
+        (self.vfs.clone(), self.asker(request))
+    }
+
+    fn named(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr) -> (Vfs, Asker, At) {
+        (self.vfs.clone(), self.asker(request), at(parent, name))
+    }
+
+    /// Answers with an entry; a caller that has gone away never held the lookup.
+    fn answer_entry(
+        &self,
+        request: Request,
+        reply: ReplyEntry,
+        operation: impl Future<Output = Result<Entry, Error>> + Send + 'static,
+    ) {
+        let vfs = self.vfs.clone();
+        let undo = move |entry: Entry| {
+            vfs.forget(entry.nodeid, 1);
+            std::future::ready(())
+        };
+        self.server.serve(request, reply, operation, (ask::answer_entry, undo));
+    }
+
+    fn answer_empty(
+        &self,
+        request: Request,
+        reply: ReplyEmpty,
+        operation: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        self.server.answer(request, reply, operation, |reply, ()| reply.ok());
+    }
+}
+
+impl Filesystem for Fuse {
+    fn init(
+        &mut self,
+        _request: &fuser::Request,
+        config: &mut KernelConfig,
+    ) -> std::io::Result<()> {
+        session::negotiate(config);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let operation = async move { vfs.lookup(&asker.caller(), at).await };
+        self.answer_entry(question("lookup", request, parent), reply, operation);
+    }
+
+    fn forget(&self, _request: &fuser::Request, nodeid: INodeNo, count: u64) {
+        self.vfs.forget(nodeid.0, count);
+    }
+
+    fn getattr(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        let (vfs, asker) = self.asked(request);
+        let handle = handle.map(|handle| handle.0);
+        let operation = async move { vfs.getattr(&asker.caller(), nodeid.0, handle).await };
+        let request = question("getattr", request, nodeid);
+        self.server.answer(request, reply, operation, answer_attr);
+    }
+
+    fn setattr(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (vfs, asker) = self.asked(request);
+        let now = || vfs.now();
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(|time| set_time(time, now)),
+            mtime: mtime.map(|time| set_time(time, now)),
+        };
+        let handle = handle.map(|handle| handle.0);
+        let operation = {
+            let vfs = vfs.clone();
+            let wanted = Change { set, size };
+            async move { vfs.setattr(&asker.caller(), nodeid.0, handle, wanted).await }
+        };
+        // A cut by path may wait for another client's lock.
+        let request = unbounded(change("setattr", request, nodeid));
+        self.server.answer(request, reply, operation, answer_attr);
+    }
+
+    fn readlink(&self, request: &fuser::Request, nodeid: INodeNo, reply: ReplyData) {
+        let (vfs, asker) = self.asked(request);
+        let operation = async move { vfs.readlink(&asker.caller(), nodeid.0).await };
+        let request = question("readlink", request, nodeid);
+        self.server.answer(request, reply, operation, |reply, target| reply.data(&target));
+    }
+
+    fn mknod(
+        &self,
+        request: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let operation = async move {
+            let kind = file_kind(mode).ok_or_else(|| FsError::invalid("kind of file"))?;
+            let how = NodeHow { kind, mode: mode & 0o7777, rdev };
+            vfs.mknod(&asker.caller(), at, how).await
+        };
+        self.answer_entry(change("mknod", request, parent), reply, operation);
+    }
+
+    fn mkdir(
+        &self,
+        request: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let operation = async move { vfs.mkdir(&asker.caller(), at, mode & 0o7777).await };
+        self.answer_entry(change("mkdir", request, parent), reply, operation);
+    }
+
+    fn unlink(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let operation = async move { vfs.unlink(&asker.caller(), at).await };
+        self.answer_empty(change("unlink", request, parent), reply, operation);
+    }
+
+    fn rmdir(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let operation = async move { vfs.rmdir(&asker.caller(), at).await };
+        self.answer_empty(change("rmdir", request, parent), reply, operation);
+    }
+
+    fn symlink(
+        &self,
+        request: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let target = target.as_os_str().to_owned();
+        let operation = async move { vfs.symlink(&asker.caller(), at, target.as_bytes()).await };
+        self.answer_entry(change("symlink", request, parent), reply, operation);
+    }
+
+    fn rename(
+        &self,
+        request: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (vfs, asker, from) = self.named(request, parent, name);
+        let to = at(new_parent, new_name);
+        let operation = async move {
+            let rule = rename_rule(flags).ok_or_else(|| FsError::invalid("way of renaming"))?;
+            vfs.rename(&asker.caller(), from, to, rule).await
+        };
+        self.answer_empty(change("rename", request, parent), reply, operation);
+    }
+
+    fn link(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        parent: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (vfs, asker, at) = self.named(request, parent, name);
+        let operation = async move { vfs.link(&asker.caller(), nodeid.0, at).await };
+        self.answer_entry(change("link", request, nodeid), reply, operation);
+    }
+
+    fn open(&self, request: &fuser::Request, nodeid: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let asked = (question("open", request, nodeid), self.asker(request));
+        self.serve_open(asked, flags, reply);
+    }
+
+    fn create(
+        &self,
+        request: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let asked = (change("create", request, parent), self.asker(request));
+        self.serve_create(asked, at(parent, name), (mode, flags), reply);
+    }
+
+    fn read(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let at = Stretch { handle: handle.0, offset };
+        self.serve_read(question("read", request, nodeid), at, size, reply);
+    }
+
+    fn write(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let at = Stretch { handle: handle.0, offset };
+        let request = question("write", request, nodeid);
+        self.serve_write((request, at), data, (write_flags, flags), reply);
+    }
+
+    fn flush(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        if self.vfs.is_clean(handle.0) {
+            return reply.ok();
+        }
+        let vfs = self.vfs.clone();
+        let operation = async move { vfs.flush(handle.0).await };
+        self.answer_empty(unbounded(question("flush", request, nodeid)), reply, operation);
+    }
+
+    fn release(
+        &self,
+        _request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.backings.forget_handle(handle.0);
+        let vfs = self.vfs.clone();
+        let operation = async move { vfs.release(handle.0).await };
+        // Nobody waits for a release.
+        let (op, nodeid, wakes) = ("release", nodeid.0, Wakes::Fatal);
+        let request = Request { op, nodeid, pid: 0, wakes, needs_permit: false };
+        self.answer_empty(request, reply, operation);
+    }
+
+    fn fsync(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (vfs, asker) = self.asked(request);
+        let operation = async move { vfs.fsync(&asker.caller(), handle.0).await };
+        self.answer_empty(unbounded(question("fsync", request, nodeid)), reply, operation);
+    }
+
+    fn opendir(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        _flags: OpenFlags,
+        reply: ReplyOpen,
+    ) {
+        match self.vfs.opendir(nodeid.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply::refuse(question("opendir", request, nodeid), reply, &error),
+        }
+    }
+
+    fn readdir(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        cookie: u64,
+        reply: ReplyDirectory,
+    ) {
+        let asked = (question("readdir", request, nodeid), self.asker(request));
+        self.serve_readdir(asked, (handle.0, cookie), reply);
+    }
+
+    fn readdirplus(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        cookie: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let asked = (question("readdirplus", request, nodeid), self.asker(request));
+        self.serve_readdirplus(asked, (handle.0, cookie), reply);
+    }
+
+    fn releasedir(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        match self.vfs.releasedir(handle.0) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply::refuse(question("releasedir", request, nodeid), reply, &error),
+        }
+    }
+
+    fn fsyncdir(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (vfs, asker) = self.asked(request);
+        let operation = async move { vfs.fsync_dir(&asker.caller(), nodeid.0).await };
+        self.answer_empty(unbounded(question("fsyncdir", request, nodeid)), reply, operation);
+    }
+
+    fn statfs(&self, request: &fuser::Request, nodeid: INodeNo, reply: ReplyStatfs) {
+        let (vfs, asker) = self.asked(request);
+        let operation = async move { vfs.statfs(&asker.caller()).await };
+        let request = question("statfs", request, nodeid);
+        self.server.answer(request, reply, operation, answer_statfs);
+    }
+
+    fn lseek(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.serve_seek(question("lseek", request, nodeid), (handle.0, offset), whence, reply);
+    }
+
+    // The kernel judges by mode bits where it may (default_permissions), else every operation is
+    // judged by the server: there is nothing to ask beforehand.
+    fn access(&self, _: &fuser::Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &fuser::Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+}

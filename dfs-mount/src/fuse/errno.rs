@@ -1,0 +1,111 @@
+//! Errors as errno values: one exhaustive match, so that a new error cannot be forgotten.
+//!
+//! Programs see nothing but the number. Where several fit, the one whose text tells a person what
+//! to do is chosen; the log has the whole error.
+
+use dfs_proto::error::FsError;
+use dfs_proto::name::NameError;
+use fuser::Errno;
+
+use crate::vfs::Error;
+
+/// The errno that a program sees.
+pub(super) fn errno(error: &Error) -> Errno {
+    match error {
+        Error::Fs(error) => of_fs(error),
+        Error::Name(NameError::TooLong(_)) => Errno::ENAMETOOLONG,
+        Error::Name(NameError::Empty) => Errno::ENOENT,
+        Error::Name(NameError::ForbiddenByte | NameError::Dots) => Errno::EINVAL,
+        Error::Local { source, .. } => of_io(source),
+        Error::Interrupted => Errno::EINTR,
+        Error::BadHandle => Errno::EBADF,
+    }
+}
+
+fn of_io(error: &std::io::Error) -> Errno {
+    match (error.raw_os_error(), error.kind()) {
+        (Some(code), _) => Errno::from_i32(code),
+        (None, std::io::ErrorKind::StorageFull) => Errno::ENOSPC,
+        (None, _) => Errno::EIO,
+    }
+}
+
+fn of_fs(error: &FsError) -> Errno {
+    match error {
+        FsError::NotFound => Errno::ENOENT,
+        FsError::Exists => Errno::EEXIST,
+        FsError::NotDirectory => Errno::ENOTDIR,
+        FsError::IsDirectory => Errno::EISDIR,
+        FsError::NotEmpty => Errno::ENOTEMPTY,
+        FsError::AccessDenied => Errno::EACCES,
+        FsError::NotPermitted => Errno::EPERM,
+        // POSIX: EINVAL for a directory moved below itself, which is what the server calls a loop;
+        // ELOOP is about symbolic links.
+        FsError::InvalidArgument { .. } | FsError::Loop => Errno::EINVAL,
+        FsError::TooManyLinks => Errno::EMLINK,
+        FsError::CrossVolume => Errno::EXDEV,
+        FsError::NoSpace { .. } => Errno::ENOSPC,
+        FsError::ReadOnly => Errno::EROFS,
+        // The kernel looks the path up again, once.
+        FsError::Stale => Errno::ESTALE,
+        // As open(2) with O_NONBLOCK says of a lease, and flock(2) of a lock.
+        FsError::LockBusy { .. } | FsError::LockTimeout { .. } => Errno::EAGAIN,
+        // "Host is down" and "connection timed out" say it best.
+        FsError::Unavailable { .. } => Errno::EHOSTDOWN,
+        FsError::TimedOut { .. } => Errno::ETIMEDOUT,
+        FsError::TooLarge { .. } => Errno::EFBIG,
+        // "Required key not available", "key has expired", "key was rejected by service": the
+        // texts point at the login, which EACCES would not.
+        FsError::Unauthenticated => Errno::from_i32(libc::ENOKEY),
+        FsError::TicketExpired => Errno::from_i32(libc::EKEYEXPIRED),
+        FsError::TicketRefused { .. } | FsError::LoginRefused | FsError::JoinRefused { .. } => {
+            Errno::from_i32(libc::EKEYREJECTED)
+        }
+        FsError::RateLimited { .. } => Errno::EBUSY,
+        FsError::UnknownVolume { .. } => Errno::ENODEV,
+        FsError::VersionMismatch { .. } => Errno::EPROTONOSUPPORT,
+        FsError::Unsupported { .. } | FsError::UnknownOperation { .. } => Errno::EOPNOTSUPP,
+        FsError::Malformed { .. } => Errno::EPROTO,
+        // A lost change or lost bytes: what close(2) reports as EIO. ESTALE would make the kernel
+        // try again, and the program believe the file was removed.
+        FsError::Conflict { .. }
+        | FsError::Fenced
+        | FsError::NeedChunks(_)
+        | FsError::ChunkMissing(_)
+        | FsError::ChunkCorrupt(_)
+        | FsError::CapabilityRefused(_)
+        | FsError::SessionUnknown
+        | FsError::OpSettled
+        | FsError::Internal { .. } => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(error: Error) -> i32 {
+        errno(&error).into()
+    }
+
+    #[test]
+    fn what_programs_test_for_has_its_own_number() {
+        assert_eq!(code(FsError::NotFound.into()), libc::ENOENT);
+        assert_eq!(code(FsError::Exists.into()), libc::EEXIST);
+        assert_eq!(code(FsError::NotEmpty.into()), libc::ENOTEMPTY);
+        assert_eq!(code(FsError::Stale.into()), libc::ESTALE);
+        let busy = FsError::LockBusy { holder: "h".into() };
+        assert_eq!(code(busy.into()), libc::EAGAIN);
+        assert_eq!(code(Error::Interrupted), libc::EINTR);
+        assert_eq!(code(Error::Name(NameError::TooLong(300))), libc::ENAMETOOLONG);
+    }
+
+    #[test]
+    fn a_local_error_keeps_its_number_and_a_full_cache_is_no_space() {
+        let local = |source| Error::Local { what: "write the cache file".into(), source };
+        let denied = std::io::Error::from_raw_os_error(libc::EDQUOT);
+        assert_eq!(code(local(denied)), libc::EDQUOT);
+        let full = std::io::Error::new(std::io::ErrorKind::StorageFull, "cache is full");
+        assert_eq!(code(local(full)), libc::ENOSPC);
+    }
+}

@@ -1,0 +1,364 @@
+//! Sessions: this client's standing with a volume's owner.
+//!
+//! Owns the lease, the session key and the event stream. The lease runs on `Clock::boottime`,
+//! counted from the sending of the request that renewed it, less the drift allowance; a heartbeat
+//! goes out at a third of it. A server that restarted (or whose lease for us ended) answers
+//! `SessionUnknown`: the session opens itself again under its old id, takes the new key and epoch,
+//! and the request that found out is repeated once. Recalls of write locks come out of a bounded
+//! channel: the single upward edge. Whoever holds a `Session` keeps its tasks alive; the last one
+//! to go ends them. Knows nothing of files.
+
+pub mod connection;
+mod events;
+pub mod ops;
+mod route;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dfs_proto::FsError;
+use dfs_proto::admin::Role;
+use dfs_proto::attr::Attr;
+use dfs_proto::capability::MacKey;
+use dfs_proto::client::{Answer, CallError};
+use dfs_proto::clock::Clock;
+use dfs_proto::credential::Identity;
+use dfs_proto::directory::{Outcome, OutcomeReply};
+use dfs_proto::id::{FileId, OpId, SessionId};
+use dfs_proto::lease::holder_deadline;
+use dfs_proto::lock::Recall;
+use dfs_proto::rpc::Rpc;
+use dfs_proto::session::{CloseSession, OpenSession, SessionReply};
+use dfs_proto::version::{Epoch, FencingToken};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::{Counter, Metrics};
+
+use connection::{Attempt, Connection, Sending};
+
+/// A client's standing with the owner of one volume. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Session {
+    core: Arc<Core>,
+    tasks: Arc<Tasks>,
+}
+
+/// What the tasks share with the handles.
+#[derive(Debug)]
+struct Core {
+    connection: Connection,
+    volume: String,
+    host: String,
+    root: Attr,
+    standing: Mutex<Standing>,
+    /// Held while the session is opened again: one at a time.
+    reopening: tokio::sync::Mutex<()>,
+    yielded: Mutex<Yielded>,
+    /// Somebody waits for what the next heartbeat gives back: it leaves at once.
+    hurry: Notify,
+    /// Held while a heartbeat is under way.
+    beating: tokio::sync::Mutex<()>,
+}
+
+/// Locks that go back with heartbeats.
+#[derive(Debug, Default)]
+struct Yielded {
+    waiting: Vec<(FileId, FencingToken)>,
+    /// In the heartbeat that is under way.
+    travelling: HashSet<FileId>,
+}
+
+/// What the owner last said.
+#[derive(Clone, Debug)]
+struct Standing {
+    key: MacKey,
+    epoch: Epoch,
+    lease: Duration,
+    /// On `Clock::boottime`.
+    leased_until: Duration,
+    /// Grows with every opening.
+    opening: u64,
+}
+
+#[derive(Debug)]
+struct Tasks {
+    stop: CancellationToken,
+    running: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The session key, and which opening of the session it belongs to.
+#[derive(Clone, Debug)]
+pub struct SessionKey {
+    pub key: MacKey,
+    pub opening: u64,
+}
+
+/// Recalls that may wait to be taken. Why: more than that many recalls at once means that the
+/// taker is stuck; the stream then waits, and the server's lease decides.
+const RECALLS_WAITING_MAX: usize = 256;
+
+impl Session {
+    /// Opens a session on a volume and starts its tasks. `host` is what others are told of us.
+    ///
+    /// # Errors
+    /// `UnknownVolume`, `NotPermitted`, those of logging in, `Unavailable` after the policy's end.
+    pub async fn open(
+        connection: Connection,
+        volume: &str,
+        host: &str,
+    ) -> Result<(Session, mpsc::Receiver<Recall>), FsError> {
+        connection.name_session();
+        let request = OpenSession { volume: volume.to_owned(), host: host.to_owned() };
+        let sent_at = connection.clock().boottime();
+        let reply = connection.call(Role::Directory, None, &request).await?;
+        let standing = Standing::new(&reply, sent_at, 1);
+        let core = Arc::new(Core {
+            connection,
+            volume: request.volume,
+            host: request.host,
+            root: reply.volume.root,
+            standing: Mutex::new(standing),
+            reopening: tokio::sync::Mutex::new(()),
+            yielded: Mutex::default(),
+            hurry: Notify::new(),
+            beating: tokio::sync::Mutex::default(),
+        });
+        let (recall_sender, recalls) = mpsc::channel(RECALLS_WAITING_MAX);
+        let stop = CancellationToken::new();
+        let mut running = JoinSet::new();
+        running.spawn(events::beat(Arc::clone(&core), stop.clone()));
+        running.spawn(events::listen(Arc::clone(&core), recall_sender, stop.clone()));
+        let tasks = Arc::new(Tasks { stop, running: tokio::sync::Mutex::new(running) });
+        Ok((Session { core, tasks }, recalls))
+    }
+
+    /// Calls a role for a local caller: with retries, a fresh ticket and a fresh session if need
+    /// be.
+    ///
+    /// # Errors
+    /// The operation's; `Unavailable` or `TimedOut` when nobody answered in time.
+    pub async fn call<R: Rpc>(
+        &self,
+        to: Role,
+        caller: Option<&Identity>,
+        request: &R,
+    ) -> Result<R::Reply, FsError> {
+        self.call_waiting(to, caller, request, Duration::ZERO).await
+    }
+
+    /// As [`Session::call`], for a request that lets the server wait up to `wait`.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub async fn call_waiting<R: Rpc>(
+        &self,
+        to: Role,
+        caller: Option<&Identity>,
+        request: &R,
+        wait: Duration,
+    ) -> Result<R::Reply, FsError> {
+        let connection = &self.core.connection;
+        let op = R::MUTATES.then(|| connection.begin_op());
+        let sending = Sending { caller, op: op.as_ref(), wait, former: None };
+        let seen = self.core.standing().opening;
+        match connection.call_with(to, sending, request).await {
+            Err(CallError::Fs(FsError::SessionUnknown)) => {
+                self.reopen(seen).await?;
+                connection.call_with(to, sending, request).await.map_err(CallError::into_fs)
+            }
+            result => result.map_err(CallError::into_fs),
+        }
+    }
+
+    /// What became of an op of this session or of an earlier one of this client.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub async fn outcome(&self, op: OpId) -> Result<OutcomeReply, FsError> {
+        self.metrics().count(Counter::OutcomeAsked);
+        let request = Outcome { volume: self.core.root.fid.volume, op };
+        let sending = Sending { former: Some(op.session), ..Sending::default() };
+        let reply = self.core.connection.call_with(Role::Directory, sending, &request).await;
+        reply.map_err(CallError::into_fs)
+    }
+
+    /// Ends an earlier session of this client that can have no use for its locks any more.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub async fn close_former(&self, former: SessionId) -> Result<(), FsError> {
+        let sending = Sending { former: Some(former), ..Sending::default() };
+        let reply = self.core.connection.call_with(Role::Directory, sending, &CloseSession {});
+        reply.await.map_err(CallError::into_fs)
+    }
+
+    /// Sends a request once; once more after opening the session again if that was what was
+    /// missing.
+    ///
+    /// # Errors
+    /// As [`Connection::attempt`].
+    pub async fn attempt<R: Rpc>(
+        &self,
+        attempt: Attempt<'_>,
+        request: &R,
+        payload: Vec<Bytes>,
+    ) -> Result<Answer<R::Reply>, CallError> {
+        let seen = self.core.standing().opening;
+        let connection = &self.core.connection;
+        match connection.attempt(attempt, request, payload.clone()).await {
+            Err(CallError::Fs(FsError::SessionUnknown)) => {
+                self.reopen(seen).await?;
+                connection.attempt(attempt, request, payload).await
+            }
+            result => result,
+        }
+    }
+
+    /// Opens the session again, unless that happened since the opening `seen`.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub async fn reopen(&self, seen: u64) -> Result<(), FsError> {
+        self.core.reopen(seen).await
+    }
+
+    /// What commits are sealed with.
+    pub fn key(&self) -> SessionKey {
+        let standing = self.core.standing();
+        SessionKey { key: standing.key.clone(), opening: standing.opening }
+    }
+
+    /// Gives a lock back with the next heartbeat: for when the owner could not be told at once.
+    pub fn yield_later(&self, fid: FileId, token: FencingToken) {
+        self.core.yielded().waiting.push((fid, token));
+    }
+
+    /// Gives a recalled lock back with a heartbeat that is sent at once.
+    pub fn yield_soon(&self, fid: FileId, token: FencingToken) {
+        self.yield_later(fid, token);
+        self.core.hurry.notify_one();
+    }
+
+    /// Takes a lock out of those that go back with the next heartbeat; waits for a heartbeat that
+    /// carries it already. To be called before the lock is asked for again.
+    pub async fn keep_lock(&self, fid: FileId) {
+        let is_travelling = {
+            let mut yielded = self.core.yielded();
+            yielded.waiting.retain(|(other, _)| *other != fid);
+            yielded.travelling.contains(&fid)
+        };
+        if is_travelling {
+            drop(self.core.beating.lock().await);
+        }
+    }
+
+    /// Whether the owner still keeps our locks, as far as we can know.
+    pub fn is_leased(&self) -> bool {
+        self.clock().boottime() < self.core.standing().leased_until
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.core.standing().epoch
+    }
+
+    pub fn id(&self) -> SessionId {
+        self.core.connection.id()
+    }
+
+    /// The root directory as it was when the session was opened; its id names the volume.
+    pub fn root(&self) -> Attr {
+        self.core.root.clone()
+    }
+
+    pub fn volume_name(&self) -> &str {
+        &self.core.volume
+    }
+
+    /// What others are told of us.
+    pub fn host(&self) -> &str {
+        &self.core.host
+    }
+
+    pub fn connection(&self) -> &Connection {
+        &self.core.connection
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        self.core.connection.clock()
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        self.core.connection.metrics()
+    }
+
+    /// Ends the session: tasks first, then its standing with the owner, so that its locks go to
+    /// others at once. An owner that does not answer finds out by the lease.
+    pub async fn close(&self) {
+        self.tasks.stop.cancel();
+        let mut running = self.tasks.running.lock().await;
+        while running.join_next().await.is_some() {}
+        let closed = self.core.connection.call_once(Role::Directory, None, &CloseSession {}).await;
+        if let Err(error) = closed {
+            tracing::debug!(%error, session = %self.id(), "session was not closed");
+        }
+    }
+}
+
+impl Yielded {
+    fn depart(&mut self) -> Vec<(FileId, FencingToken)> {
+        let departing = std::mem::take(&mut self.waiting);
+        self.travelling = departing.iter().map(|(fid, _)| *fid).collect();
+        departing
+    }
+}
+
+impl Standing {
+    fn new(reply: &SessionReply, sent_at: Duration, opening: u64) -> Standing {
+        let lease = Duration::from_millis(reply.lease_ms.into());
+        Standing {
+            key: reply.key.clone(),
+            epoch: reply.epoch,
+            lease,
+            leased_until: holder_deadline(sent_at, lease),
+            opening,
+        }
+    }
+}
+
+impl Core {
+    async fn reopen(&self, seen: u64) -> Result<(), FsError> {
+        let _one = self.reopening.lock().await;
+        if self.standing().opening != seen {
+            return Ok(());
+        }
+        let request = OpenSession { volume: self.volume.clone(), host: self.host.clone() };
+        let sent_at = self.connection.clock().boottime();
+        let reply = self.connection.call(Role::Directory, None, &request).await?;
+        self.connection.metrics().count(Counter::SessionReopened);
+        let fresh = Standing::new(&reply, sent_at, seen + 1);
+        tracing::info!(epoch = fresh.epoch.0, "session opened again");
+        *self.standing() = fresh;
+        Ok(())
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn yielded(&self) -> MutexGuard<'_, Yielded> {
+        self.yielded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! The two tasks of a session: the heartbeat, and the listener on its event stream.
+//!
+//! Both end when the session is dropped or closed. The heartbeat asks once each third of a lease
+//! and does not retry inside: the next one is the retry. The listener reconnects with growing
+//! delays; a stream that is silent for longer than a lease times three is taken for dead, because
+//! the owner says `Idle` when it has nothing else to say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::FsError;
+use dfs_proto::admin::Role;
+use dfs_proto::client::{CallError, ItemStream};
+use dfs_proto::lease::{heartbeat_interval, holder_deadline};
+use dfs_proto::lock::Recall;
+use dfs_proto::session::{Events, Heartbeat, HeartbeatReply, SessionEvent};
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Core;
+use super::connection::{Attempt, Sending, To};
+
+/// Delays between two tries to get the event stream.
+const RECONNECT_DELAY_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+pub(super) async fn beat(core: Arc<Core>, stop: CancellationToken) {
+    // Dropping a request half way is harmless: a heartbeat only prolongs.
+    let _ = stop.run_until_cancelled(beat_for_ever(&core)).await;
+}
+
+async fn beat_for_ever(core: &Core) {
+    let clock = Arc::clone(core.connection.clock());
+    loop {
+        let interval = heartbeat_interval(core.standing().lease);
+        tokio::select! {
+            () = clock.sleep_until(clock.boottime() + interval) => {}
+            () = core.hurry.notified() => {}
+        }
+        beat_once(core).await;
+    }
+}
+
+async fn beat_once(core: &Core) {
+    let (seen, lease) = {
+        let standing = core.standing();
+        (standing.opening, standing.lease)
+    };
+    let _beating = core.beating.lock().await;
+    let yielded = core.yielded().depart();
+    let request = Heartbeat { yielded };
+    let sent_at = core.connection.clock().boottime();
+    let (to, sending) = (To::Role(Role::Directory), Sending::default());
+    let attempt = Attempt { to, sending, timeout: lease };
+    let result = core.connection.attempt(attempt, &request, Vec::new()).await;
+    core.yielded().travelling.clear();
+    match result {
+        Ok(answer) => renewed(core, sent_at, &answer.reply),
+        Err(CallError::Fs(FsError::SessionUnknown)) => {
+            // The owner does not know our locks either: nothing is left to give back.
+            if let Err(error) = core.reopen(seen).await {
+                tracing::warn!(%error, "session is lost and cannot be opened again yet");
+            }
+        }
+        Err(error) => {
+            core.yielded().waiting.extend(request.yielded);
+            tracing::debug!(%error, "heartbeat was not answered");
+        }
+    }
+}
+
+fn renewed(core: &Core, sent_at: Duration, reply: &HeartbeatReply) {
+    let mut standing = core.standing();
+    if standing.epoch != reply.epoch {
+        tracing::warn!(before = standing.epoch.0, now = reply.epoch.0, "owner has restarted");
+        standing.epoch = reply.epoch;
+    }
+    standing.lease = Duration::from_millis(reply.lease_ms.into());
+    standing.leased_until = holder_deadline(sent_at, standing.lease);
+}
+
+pub(super) async fn listen(
+    core: Arc<Core>,
+    recalls: mpsc::Sender<Recall>,
+    stop: CancellationToken,
+) {
+    let _ = stop.run_until_cancelled(listen_for_ever(&core, &recalls)).await;
+}
+
+async fn listen_for_ever(core: &Core, recalls: &mpsc::Sender<Recall>) {
+    let clock = Arc::clone(core.connection.clock());
+    let mut delay = RECONNECT_DELAY_FIRST;
+    loop {
+        let seen = core.standing().opening;
+        match core.connection.open_stream(Role::Directory, &Events {}).await {
+            Ok(stream) => match take_events(core, stream, recalls).await {
+                Ok(()) => delay = RECONNECT_DELAY_FIRST,
+                Err(error) => note(core, seen, error).await,
+            },
+            Err(error) => note(core, seen, error).await,
+        }
+        clock.sleep_until(clock.boottime() + delay).await;
+        delay = (delay * 2).min(RECONNECT_DELAY_MAX);
+    }
+}
+
+async fn note(core: &Core, seen: u64, error: CallError) {
+    tracing::debug!(%error, "no event stream");
+    if matches!(error, CallError::Fs(FsError::SessionUnknown))
+        && let Err(error) = core.reopen(seen).await
+    {
+        tracing::warn!(%error, "session is lost and cannot be opened again yet");
+    }
+}
+
+/// Takes events until the stream ends. `Ok` if it brought any.
+async fn take_events(
+    core: &Core,
+    mut stream: ItemStream<SessionEvent>,
+    recalls: &mpsc::Sender<Recall>,
+) -> Result<(), CallError> {
+    let clock = core.connection.clock();
+    let mut has_started = false;
+    loop {
+        let silent_at = clock.boottime() + core.standing().lease * 3;
+        let item = tokio::select! {
+            item = stream.next() => item,
+            () = clock.sleep_until(silent_at) => None,
+        };
+        match item {
+            None => break,
+            Some(Err(error)) if !has_started => return Err(error),
+            Some(Err(CallError::Fs(FsError::SessionUnknown))) => {
+                return Err(FsError::SessionUnknown.into());
+            }
+            Some(Err(_)) => break,
+            Some(Ok(event)) => {
+                has_started = true;
+                take_event(core, event, recalls).await;
+            }
+        }
+    }
+    if has_started { Ok(()) } else { Err(FsError::unavailable("event stream").into()) }
+}
+
+async fn take_event(core: &Core, event: SessionEvent, recalls: &mpsc::Sender<Recall>) {
+    match event {
+        SessionEvent::LockRecall { fid, token } => {
+            let recall = Recall { fid, session: core.connection.id(), token };
+            // Nobody takes recalls (a command without write locks): the lease will do.
+            let _ = recalls.send(recall).await;
+        }
+        SessionEvent::Started { epoch } => tracing::debug!(epoch = epoch.0, "event stream"),
+        SessionEvent::Idle => {}
+    }
+}

@@ -1,0 +1,254 @@
+//! The file system, without the kernel: operations on nodeids and handles, for a caller.
+//!
+//! An operation's life: `fuse` names the caller and calls a verb here; the verb asks the directory
+//! once (`session`), brings content here if an open needs it (`fetch`), reads and writes the cache
+//! file, and commits it (`writeback`). It returns plain structs. Attributes and entries are not
+//! cached: what the server said last is kept only to answer for files that are open here.
+//!
+//! Promises:
+//! - Every open asks the server which version is current, and all handles of one file on this
+//!   client share one cache file: the working copy, while somebody writes.
+//! - A handle keeps its version. If the server has another one, new opens get another nodeid.
+//! - `Stale` (the kernel then looks the path up again) is answered to operations on names and
+//!   nodeids only, never to one that came through a handle.
+//! - Operations may be dropped at any await: what they took (counts, handles, intents) is given
+//!   back, and what was written stays in the journal.
+//!
+//! Called by `fuse` only. Knows nothing of FUSE, of threads, or of mounts.
+
+mod attr;
+mod handle_table;
+mod inode_table;
+mod io;
+mod lookup;
+mod mode;
+mod namespace;
+mod node;
+mod open;
+mod readdir;
+mod statfs;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dfs_proto::admin::Role;
+use dfs_proto::attr::{Attr, Timestamp};
+use dfs_proto::clock::Clock;
+use dfs_proto::credential::Identity;
+use dfs_proto::error::FsError;
+use dfs_proto::name::NameError;
+use dfs_proto::rpc::Rpc;
+
+use crate::cache::{Cache, CacheError, ContentError};
+use crate::fetch::Fetcher;
+use crate::session::Session;
+use crate::writeback::Writeback;
+use handle_table::HandleTable;
+use inode_table::InodeTable;
+use node::Node;
+
+pub use attr::Change;
+pub use io::{Seek, WriteTo};
+pub use mode::Way;
+pub use namespace::{At, NodeHow};
+pub use open::{CreateHow, Created, OpenHow, Opened};
+pub use readdir::{Listed, ReadFrom};
+
+/// For whom an operation is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub identity: Identity,
+    /// The thread that waits; 0 if none of ours does.
+    pub pid: u32,
+}
+
+/// An inode that was named to the kernel, which now holds one lookup of it more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub nodeid: u64,
+    pub attr: Attr,
+}
+
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The cache failed, or the disk under it.
+    #[error("cannot {what}")]
+    Local { what: String, source: std::io::Error },
+    #[error("caller was interrupted")]
+    Interrupted,
+    /// The handle is not open, or not for this.
+    #[error("handle is not open for this")]
+    BadHandle,
+}
+
+impl Error {
+    fn local(what: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Local { what: what.to_owned(), source }
+    }
+
+    /// As it is told through a handle: the kernel would answer ESTALE to the program.
+    fn through_handle(self) -> Error {
+        match self {
+            Error::Fs(FsError::Stale) => Error::Fs(FsError::NotFound),
+            other => other,
+        }
+    }
+}
+
+impl From<CacheError> for Error {
+    fn from(error: CacheError) -> Error {
+        Error::Local { what: "use the cache".to_owned(), source: error.into_io() }
+    }
+}
+
+impl From<ContentError> for Error {
+    fn from(error: ContentError) -> Error {
+        match error {
+            ContentError::Fs(error) => error.into(),
+            ContentError::Cache(error) => error.into(),
+        }
+    }
+}
+
+/// What a mount's user chose.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether the kernel may read cache files itself.
+    pub passthrough: bool,
+    /// How long an open for writing waits for another client's lock.
+    pub lock_timeout: std::time::Duration,
+}
+
+/// What the file system is made of.
+pub struct Parts {
+    pub session: Session,
+    pub cache: Cache,
+    pub fetcher: Fetcher,
+    pub writeback: Writeback,
+}
+
+/// A mounted volume. Cheap to clone.
+#[derive(Clone)]
+pub struct Vfs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    parts: Parts,
+    options: Options,
+    /// Whether the kernel has refused to read a cache file.
+    passthrough_refused: AtomicBool,
+    inodes: InodeTable,
+    files: HandleTable<io::FileHandle>,
+    directories: HandleTable<readdir::DirHandle>,
+}
+
+impl Vfs {
+    pub fn new(parts: Parts, options: Options) -> Vfs {
+        let root = parts.session.root().fid;
+        Vfs {
+            inner: Arc::new(Inner {
+                parts,
+                options,
+                passthrough_refused: AtomicBool::new(false),
+                inodes: InodeTable::new(root),
+                files: HandleTable::default(),
+                directories: HandleTable::default(),
+            }),
+        }
+    }
+
+    /// Lookups taken back by the kernel.
+    pub fn forget(&self, nodeid: u64, count: u64) {
+        self.inner.inodes.forget(nodeid, count);
+    }
+
+    /// How many inodes the kernel knows, and how many files are open.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.inner.inodes.len(), self.inner.files.len())
+    }
+
+    /// The wall clock, for times that mean "now".
+    pub fn now(&self) -> Timestamp {
+        self.session().clock().wall()
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        self.session().clock()
+    }
+
+    /// Commits and closes every file that is still open: the kernel sends nothing any more.
+    pub async fn close_all(&self) {
+        for number in self.inner.files.numbers() {
+            if let Err(error) = self.release(number).await {
+                tracing::warn!(%error, "a file open at the end of the mount was not committed");
+            }
+        }
+    }
+
+    fn session(&self) -> &Session {
+        &self.inner.parts.session
+    }
+
+    fn cache(&self) -> &Cache {
+        &self.inner.parts.cache
+    }
+
+    fn fetcher(&self) -> &Fetcher {
+        &self.inner.parts.fetcher
+    }
+
+    fn writeback(&self) -> &Writeback {
+        &self.inner.parts.writeback
+    }
+
+    /// Whether the kernel reads cache files itself: wanted, and not refused so far.
+    pub fn passes_through(&self) -> bool {
+        self.inner.options.passthrough && !self.inner.passthrough_refused.load(Ordering::Relaxed)
+    }
+
+    /// The inode of a nodeid. The kernel names none that it has forgotten, except after a lookup
+    /// that we took back: it then looks the path up again.
+    fn node(&self, nodeid: u64) -> Result<Arc<Node>, Error> {
+        self.inner.inodes.get(nodeid).ok_or(Error::Fs(FsError::Stale))
+    }
+
+    /// Asks the directory.
+    async fn ask<R: Rpc>(&self, caller: &Caller, request: &R) -> Result<R::Reply, Error> {
+        let reply = self.session().call(Role::Directory, Some(&caller.identity), request).await?;
+        Ok(reply)
+    }
+
+    /// The path by which a nodeid was last seen: for people, and possibly out of date.
+    fn path_hint(&self, nodeid: u64) -> String {
+        let mut names = Vec::new();
+        let mut next = nodeid;
+        while names.len() < HINT_NAMES_MAX {
+            let Some(node) = self.inner.inodes.get(next) else { break };
+            let Some(place) = node.state().place().cloned() else { break };
+            next = place.parent;
+            names.push(place.name.to_string());
+        }
+        names.reverse();
+        names.join("/")
+    }
+}
+
+/// Longest path that is put together for people. Units: names. Why a bound: two moves of
+/// directories on another client can make what was last seen a circle.
+const HINT_NAMES_MAX: usize = 128;
+
+impl std::fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (inodes, files) = self.counts();
+        write!(f, "Vfs({} known inodes, {} open files)", inodes, files)
+    }
+}
+
+#[cfg(test)]
+mod tests;

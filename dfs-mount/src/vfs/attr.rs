@@ -1,0 +1,286 @@
+//! Attributes: what the server says, except where this client knows better.
+//!
+//! It knows better for files that are open here. The size and times of a file with a working copy
+//! are those of its cache file, which grows with every write; those of a handle's older version
+//! stay as they were. `fstat` of an open file that is gone from the server is answered from memory.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dfs_proto::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
+use dfs_proto::directory::{AttrReply, ChangeAttr, Durability, GetAttr};
+use dfs_proto::error::FsError;
+
+use super::node::Node;
+use super::open::OpenHow;
+use super::{Caller, Entry, Error, Vfs};
+use crate::cache::CacheFile;
+use crate::writeback::Working;
+
+/// What a caller changes of an inode.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub set: SetAttr,
+    pub size: Option<u64>,
+}
+
+const SET_ID_BITS: u32 = 0o6000;
+
+/// Unit of `st_blocks`.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+impl Vfs {
+    /// Attributes of an inode; `handle` if the question came through one.
+    ///
+    /// # Errors
+    /// `Stale` if the inode is gone and not open here.
+    pub async fn getattr(
+        &self,
+        caller: &Caller,
+        nodeid: u64,
+        handle: Option<u64>,
+    ) -> Result<Entry, Error> {
+        let node = match handle {
+            Some(handle) => self.file_handle(handle)?.node().clone(),
+            None => self.node(nodeid)?,
+        };
+        let just_looked_up = node.state().attr_of_lookup(caller.pid, self.clock().boottime());
+        if let Some(attr) = just_looked_up {
+            return Ok(Entry { nodeid: node.nodeid, attr: self.shown(&node, attr) });
+        }
+        if let Some(attr) = self.attr_while_writing(&node) {
+            return Ok(Entry { nodeid: node.nodeid, attr });
+        }
+        match self.ask(caller, &GetAttr { fid: node.fid }).await {
+            Ok(AttrReply { attr, sequence }) => Ok(self.told(&node, attr, sequence)),
+            Err(Error::Fs(FsError::Stale)) if node.is_open() => {
+                let attr = attr_of_removed(&node)?;
+                Ok(Entry { nodeid: node.nodeid, attr: self.shown(&node, attr) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Attributes of a file that is written here. Nobody else changes its content, and every walk
+    /// to it brings its other attributes, so a question through a handle needs no request.
+    fn attr_while_writing(&self, node: &Node) -> Option<Attr> {
+        let live = self.live_working(node)?;
+        if !node.is_open() {
+            return None;
+        }
+        let attr = node.state().attr()?.clone();
+        Some(overlaid(node, attr, &live))
+    }
+
+    /// `attr` as this client's programs see it.
+    pub(super) fn shown(&self, node: &Node, mut attr: Attr) -> Attr {
+        if attr.kind != FileKind::File {
+            return attr;
+        }
+        if let Some(live) = self.live_working(node) {
+            return overlaid(node, attr, &live);
+        }
+        let state = node.state();
+        match state.open() {
+            Some(open) if open.version != attr.data_version => {
+                attr.size = open.attr.size;
+                attr.stored_bytes = open.attr.stored_bytes;
+                attr.mtime = open.attr.mtime;
+                attr
+            }
+            _ => attr,
+        }
+    }
+
+    /// This client's working copy of the file, if that is what the node shows.
+    pub(super) fn live_working(&self, node: &Node) -> Option<Working> {
+        let working = self.working(node)?;
+        let state = node.state();
+        let is_shown = state.open().is_none_or(|open| Arc::ptr_eq(&open.file, working.file()));
+        is_shown.then(|| working.clone())
+    }
+
+    /// The file's working copy, unless it has become a conflict that new opens do not see.
+    pub(super) fn working(&self, node: &Node) -> Option<Working> {
+        self.writeback().working(node.fid).filter(|working| !working.is_detached())
+    }
+
+    /// Changes attributes. `handle` if the change came through one.
+    ///
+    /// # Errors
+    /// As `directory.setattr`; for a size also those of opening the file for writing.
+    pub async fn setattr(
+        &self,
+        caller: &Caller,
+        nodeid: u64,
+        handle: Option<u64>,
+        change: Change,
+    ) -> Result<Entry, Error> {
+        if handle.is_none() {
+            return self.change(caller, nodeid, None, change).await;
+        }
+        self.change(caller, nodeid, handle, change).await.map_err(Error::through_handle)
+    }
+
+    async fn change(
+        &self,
+        caller: &Caller,
+        nodeid: u64,
+        handle: Option<u64>,
+        change: Change,
+    ) -> Result<Entry, Error> {
+        let node = self.node(nodeid)?;
+        let Change { mut set, size } = change;
+        if let Some(size) = size {
+            self.resize(caller, &node, handle, size).await?;
+        }
+        if set.is_empty() && size.is_none() {
+            return self.clear_set_id(caller, &node).await;
+        }
+        self.keep_times_for_commit(caller, &node, &mut set)?;
+        if set.is_empty() {
+            return self.getattr(caller, nodeid, None).await;
+        }
+        let AttrReply { attr, sequence } =
+            self.ask(caller, &ChangeAttr { fid: node.fid, set }).await?;
+        Ok(self.told(&node, attr, sequence))
+    }
+
+    /// Times set on a file that is open here for writing go into its cache file and travel with
+    /// the next commit. Only for those who may set them in any case; the server judges the others.
+    fn keep_times_for_commit(
+        &self,
+        caller: &Caller,
+        node: &Node,
+        set: &mut SetAttr,
+    ) -> Result<(), Error> {
+        if set.atime.is_none() && set.mtime.is_none() {
+            return Ok(());
+        }
+        let Some(working) = self.working(node).filter(|working| working.writer_count() > 0) else {
+            return Ok(());
+        };
+        let mut state = node.state();
+        let owner = state.attr().map(|attr| attr.uid);
+        let is_entitled = caller.identity.is_root() || owner == Some(caller.identity.uid);
+        let file = working.file();
+        // The cache file's own time means nothing before something was written.
+        let unchanged = state.attr().filter(|_| !working.is_dirty()).map(|attr| attr.mtime);
+        let mtime = set.mtime.or(unchanged.map(SetTime::At));
+        match state.open_mut() {
+            Some(open) if is_entitled && Arc::ptr_eq(&open.file, file) => {
+                set_file_times(file, set.atime, mtime)?;
+                open.pending.atime = set.atime.map(SetTime::timestamp).or(open.pending.atime);
+            }
+            _ => return Ok(()),
+        }
+        drop(state);
+        working.mark_dirty();
+        (set.atime, set.mtime) = (None, None);
+        Ok(())
+    }
+
+    /// Sets a file's length: through a handle on its working copy, else as an open for writing, a
+    /// cut and a close.
+    async fn resize(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        handle: Option<u64>,
+        size: u64,
+    ) -> Result<(), Error> {
+        if let Some(handle) = handle {
+            return self.set_len(handle, size, !caller.identity.is_root());
+        }
+        let how = OpenHow { write: true, truncate: size == 0, read: false, ..OpenHow::default() };
+        let opened = self.open(caller, node.nodeid, how).await?;
+        let result = match self.set_len(opened.handle, size, !caller.identity.is_root()) {
+            Ok(()) => self.commit(opened.handle, Durability::Process).await,
+            Err(error) => Err(error),
+        };
+        self.release(opened.handle).await?;
+        result
+    }
+
+    /// The kernel's word for "somebody unprivileged wrote": a change of nothing.
+    async fn clear_set_id(&self, caller: &Caller, node: &Arc<Node>) -> Result<Entry, Error> {
+        if self.working(node).is_some_and(|working| working.writer_count() > 0) {
+            self.note_set_id_cleared(node);
+            return self.getattr(caller, node.nodeid, None).await;
+        }
+        let AttrReply { attr, sequence } = self.ask(caller, &GetAttr { fid: node.fid }).await?;
+        if attr.mode & SET_ID_BITS == 0 {
+            return Ok(self.told(node, attr, sequence));
+        }
+        let set = SetAttr { mode: Some(attr.mode & !SET_ID_BITS), ..SetAttr::default() };
+        let reply = self.ask(caller, &ChangeAttr { fid: node.fid, set }).await?;
+        Ok(self.told(node, reply.attr, reply.sequence))
+    }
+
+    /// A write by somebody unprivileged took the set-id bits away, if there are any.
+    pub(super) fn note_set_id_cleared(&self, node: &Node) {
+        let mut state = node.state();
+        let has_bits = state.attr().is_some_and(|attr| attr.mode & SET_ID_BITS != 0);
+        if has_bits && let Some(open) = state.open_mut() {
+            open.pending.clear_set_id = true;
+        }
+    }
+}
+
+/// What is known of an open inode that the server has no more.
+fn attr_of_removed(node: &Node) -> Result<Attr, Error> {
+    let known = node.state().attr().cloned();
+    let attr = known.ok_or(Error::Fs(FsError::NotFound))?;
+    Ok(Attr { nlink: 0, ..attr })
+}
+
+/// `attr` with what was changed here and not committed.
+fn overlaid(node: &Node, mut attr: Attr, live: &Working) -> Attr {
+    let pending = node.state().open().map(|open| open.pending).unwrap_or_default();
+    if pending.clear_set_id {
+        attr.mode &= !SET_ID_BITS;
+    }
+    if let Some(atime) = pending.atime {
+        attr.atime = atime;
+    }
+    if live.is_dirty()
+        && let Ok(metadata) = live.file().file().metadata()
+    {
+        attr.size = metadata.len();
+        attr.stored_bytes = metadata.blocks() * STAT_BLOCK_BYTES;
+        attr.mtime = mtime_of(&metadata);
+    }
+    attr
+}
+
+pub(super) fn mtime_of(metadata: &Metadata) -> Timestamp {
+    Timestamp::new(metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0))
+}
+
+/// Gives a cache file times of its inode, so that the file system under it keeps count of them.
+fn set_file_times(
+    file: &CacheFile,
+    atime: Option<SetTime>,
+    mtime: Option<SetTime>,
+) -> Result<(), Error> {
+    let mut times = std::fs::FileTimes::new();
+    if let Some(atime) = atime.and_then(|time| system_time(time.timestamp())) {
+        times = times.set_accessed(atime);
+    }
+    if let Some(mtime) = mtime.and_then(|time| system_time(time.timestamp())) {
+        times = times.set_modified(mtime);
+    }
+    file.file().set_times(times).map_err(Error::local("set the times of a cache file"))
+}
+
+fn system_time(time: Timestamp) -> Option<SystemTime> {
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let start = if time.secs < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    start?.checked_add(Duration::from_nanos(u64::from(time.nanos)))
+}

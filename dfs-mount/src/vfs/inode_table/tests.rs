@@ -1,0 +1,97 @@
+use dfs_proto::id::{InodeNo, VolumeId};
+use dfs_proto::version::Epoch;
+
+use super::*;
+
+fn fid(inode: u64) -> FileId {
+    FileId::new(VolumeId(1), InodeNo(inode), Epoch(1))
+}
+
+fn table() -> InodeTable {
+    InodeTable::new(fid(1))
+}
+
+#[test]
+fn an_inode_is_known_by_its_number_until_every_lookup_is_forgotten() {
+    let table = table();
+    assert_eq!(table.look_up(fid(7)).nodeid, 7);
+    assert_eq!(table.look_up(fid(7)).nodeid, 7);
+    table.forget(7, 1);
+    assert!(table.get(7).is_some());
+    table.forget(7, 1);
+    assert!(table.get(7).is_none() && table.find(fid(7)).is_none());
+}
+
+#[test]
+fn the_root_is_never_forgotten() {
+    let table = table();
+    table.forget(ROOT_NODEID, u64::MAX);
+    assert_eq!(table.get(ROOT_NODEID).unwrap().fid, fid(1));
+}
+
+#[test]
+fn a_forget_of_more_than_was_looked_up_or_of_nothing_known_is_harmless() {
+    let table = table();
+    table.look_up(fid(7));
+    table.forget(7, 100);
+    table.forget(7, 1);
+    table.forget(99, 1);
+    assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn a_superseded_node_stays_known_and_lookups_yield_a_fresh_one() {
+    let table = table();
+    let old = table.look_up(fid(7));
+    let _handle = old.open_for_test();
+    table.supersede(&old);
+    table.supersede(&old);
+    let new = table.look_up(fid(7));
+    assert_eq!(new.nodeid, FRESH_START, "superseding twice makes one node");
+    assert_eq!(table.get(7).unwrap().nodeid, 7);
+    assert!(table.if_current(&old, || ()).is_none());
+    assert!(table.if_current(&new, || ()).is_some());
+}
+
+#[test]
+fn a_file_returns_to_its_number_when_no_node_of_it_is_open() {
+    let table = table();
+    let old = table.look_up(fid(7));
+    let handle = old.open_for_test();
+    table.supersede(&old);
+    assert_eq!(table.look_up(fid(7)).nodeid, FRESH_START);
+    drop(handle);
+    assert_eq!(table.look_up(fid(7)).nodeid, 7);
+    table.forget(FRESH_START, 1);
+    table.forget(7, 2);
+    assert_eq!(table.len(), 1);
+}
+
+#[test]
+fn a_fresh_node_that_nobody_looked_up_goes_with_the_one_it_follows() {
+    let table = table();
+    let old = table.look_up(fid(7));
+    table.supersede(&old);
+    table.forget(7, 1);
+    assert_eq!(table.len(), 1);
+    assert_eq!(table.look_up(fid(7)).nodeid, 7);
+}
+
+#[test]
+fn another_generation_of_a_number_the_kernel_still_knows_gets_a_fresh_nodeid() {
+    let table = table();
+    table.look_up(fid(7));
+    let reborn = FileId { generation: Epoch(2), ..fid(7) };
+    assert_eq!(table.look_up(reborn).nodeid, FRESH_START);
+    table.forget(7, 1);
+    assert_eq!(table.find(reborn).unwrap().nodeid, FRESH_START);
+}
+
+#[test]
+fn inode_numbers_that_reach_the_fresh_range_or_the_root_do_not_collide() {
+    let table = table();
+    let high = table.look_up(fid(FRESH_START)).nodeid;
+    let root_of_another_generation = FileId { generation: Epoch(2), ..fid(1) };
+    let low = table.look_up(root_of_another_generation).nodeid;
+    assert!(high >= FRESH_START && low >= FRESH_START && high != low);
+}

@@ -1,0 +1,243 @@
+//! Reading and writing open files, and sending what was written.
+//!
+//! Reads and writes go to the cache file and wait for nobody: the FUSE thread does them itself.
+//! A commit takes the cache file's modification time as the file's: the local file system keeps
+//! it through writes, cuts, stores to mappings and times that callers set.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dfs_proto::directory::{CommitAttr, Durability, Fsync};
+use dfs_proto::error::FsError;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use super::attr::mtime_of;
+use super::node::{Node, Pending};
+use super::{Caller, Error, Vfs};
+use crate::cache::CacheFile;
+use crate::writeback::{Commit, Working};
+
+/// An open file as one open(2) made it.
+pub(crate) struct FileHandle {
+    node: Arc<Node>,
+    file: Arc<CacheFile>,
+    /// Present if the handle may write; taken by the release.
+    working: Mutex<Option<Working>>,
+}
+
+impl FileHandle {
+    pub(super) fn reading(node: Arc<Node>, file: Arc<CacheFile>) -> FileHandle {
+        FileHandle { node, file, working: Mutex::new(None) }
+    }
+
+    pub(super) fn writing(node: Arc<Node>, working: Working) -> FileHandle {
+        FileHandle { node, file: working.file().clone(), working: Mutex::new(Some(working)) }
+    }
+
+    pub(super) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    fn working(&self) -> Option<Working> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take_working(&self) -> Option<Working> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteTo {
+    Offset(u64),
+    /// The end of the file as this client knows it, which the kernel may not.
+    End,
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    Data,
+    Hole,
+}
+
+impl Vfs {
+    pub(super) fn file_handle(&self, handle: u64) -> Result<Arc<FileHandle>, Error> {
+        self.inner.files.get(handle).ok_or(Error::BadHandle)
+    }
+
+    /// Reads into `buffer`; fewer bytes than it holds only at the end of the file.
+    pub fn read(&self, handle: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, Error> {
+        let handle = self.file_handle(handle)?;
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let at = offset + filled as u64;
+            match handle.file.read_at(&mut buffer[filled..], at) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::local("read the cache file")(error)),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Writes all of `data`. `clears_set_id` if the writer is somebody unprivileged.
+    pub fn write(
+        &self,
+        handle: u64,
+        to: WriteTo,
+        data: &[u8],
+        clears_set_id: bool,
+    ) -> Result<(), Error> {
+        let handle = self.file_handle(handle)?;
+        let working = handle.working().ok_or(Error::BadHandle)?;
+        if clears_set_id {
+            self.note_set_id_cleared(&handle.node);
+        }
+        match to {
+            WriteTo::Offset(offset) => working.write_at(offset, data)?,
+            WriteTo::End => {
+                let _append = handle.node.append.lock().unwrap_or_else(PoisonError::into_inner);
+                let end =
+                    handle.file.size().map_err(Error::local("look up a cache file's size"))?;
+                working.write_at(end, data)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the length of a file open for writing.
+    pub(super) fn set_len(&self, handle: u64, size: u64, clears_set_id: bool) -> Result<(), Error> {
+        let handle = self.file_handle(handle)?;
+        let working = handle.working().ok_or(Error::BadHandle)?;
+        if clears_set_id {
+            self.note_set_id_cleared(&handle.node);
+        }
+        let _append = handle.node.append.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(working.set_len(size)?)
+    }
+
+    /// The next data or hole at or after `offset`.
+    ///
+    /// # Errors
+    /// `Local` with ENXIO if there is none, as lseek(2) says.
+    pub fn seek(&self, handle: u64, offset: i64, seek: Seek) -> Result<i64, Error> {
+        let handle = self.file_handle(handle)?;
+        let whence = match seek {
+            Seek::Data => Whence::SeekData,
+            Seek::Hole => Whence::SeekHole,
+        };
+        // The cache file's own offset moves, which nobody uses: all reads and writes name theirs.
+        lseek(handle.file.file(), offset, whence)
+            .map_err(|errno: Errno| Error::local("search the cache file")(errno.into()))
+    }
+
+    /// Whether close(2) has nothing to send; then it needs no thread but its own.
+    pub fn is_clean(&self, handle: u64) -> bool {
+        let Ok(handle) = self.file_handle(handle) else { return true };
+        match handle.working() {
+            Some(working) => !working.is_dirty(),
+            None => true,
+        }
+    }
+
+    /// What close(2) waits for: everything written through any handle is committed.
+    ///
+    /// # Errors
+    /// Why it could not be. What was written stays in the journal, and is tried again.
+    pub async fn flush(&self, handle: u64) -> Result<(), Error> {
+        self.commit(handle, Durability::Process).await
+    }
+
+    /// What fsync(2) waits for: the file survives the loss of power.
+    pub async fn fsync(&self, caller: &Caller, handle: u64) -> Result<(), Error> {
+        let open = self.file_handle(handle)?;
+        if let Some(working) = self.working(&open.node)
+            && self.commit_working(&open.node, &working, Durability::Stable).await? != Done::Nothing
+        {
+            return Ok(());
+        }
+        match self.ask(caller, &Fsync { fid: open.node.fid }).await {
+            // A file without a name has nothing that could outlive the power.
+            Err(Error::Fs(FsError::Stale)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Commits what was written, if anything was.
+    pub(super) async fn commit(&self, handle: u64, durability: Durability) -> Result<(), Error> {
+        let handle = self.file_handle(handle)?;
+        let Some(working) = handle.working() else { return Ok(()) };
+        self.commit_working(&handle.node, &working, durability).await?;
+        Ok(())
+    }
+
+    /// Ends a handle. What could not be committed is in the outbox: whoever cared has asked
+    /// `flush` before.
+    pub async fn release(&self, handle: u64) -> Result<(), Error> {
+        let handle = self.inner.files.remove(handle).ok_or(Error::BadHandle)?;
+        let uncount = Uncount(&handle.node);
+        if let Some(working) = handle.take_working() {
+            let committed = self.commit_working(&handle.node, &working, Durability::Process).await;
+            if let Err(error) = committed {
+                let path = self.path_hint(handle.node.nodeid);
+                tracing::warn!(path, fid = %handle.node.fid, %error, "a closed file is not stored");
+            }
+            self.writeback().release(working).await;
+        }
+        drop(uncount);
+        Ok(())
+    }
+
+    async fn commit_working(
+        &self,
+        node: &Arc<Node>,
+        working: &Working,
+        durability: Durability,
+    ) -> Result<Done, Error> {
+        if !working.is_dirty() {
+            return Ok(Done::Nothing);
+        }
+        let metadata = working.file().file().metadata();
+        let mtime = mtime_of(&metadata.map_err(Error::local("look up a cache file's times"))?);
+        let pending = node.state().open().map(|open| open.pending).unwrap_or_default();
+        let Pending { atime, clear_set_id, .. } = pending;
+        let attr = CommitAttr { mtime, atime, clear_set_id };
+        let commit = self.writeback().commit(working, attr, durability).await?;
+        let mut state = node.state();
+        if let Some(open) = state.open_mut() {
+            if open.pending.atime == atime {
+                open.pending.atime = None;
+            }
+            open.pending.clear_set_id &= !clear_set_id;
+        }
+        Ok(match commit {
+            Commit::Stored { version, attr } => {
+                state.committed(version, attr.as_deref());
+                Done::Stored
+            }
+            Commit::Unchanged => Done::Nothing,
+            Commit::Vanished => Done::Vanished,
+        })
+    }
+}
+
+/// What a commit came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Nothing,
+    Stored,
+    /// The inode is gone, and its content with it.
+    Vanished,
+}
+
+/// Takes a handle off its node when its release ends, or is dropped.
+struct Uncount<'a>(&'a Node);
+
+impl Drop for Uncount<'_> {
+    fn drop(&mut self) {
+        self.0.state().remove_handle();
+    }
+}

@@ -1,0 +1,102 @@
+//! Names to inodes: one request for each, and the rule which nodeid the kernel is told.
+
+use std::sync::Arc;
+
+use dfs_proto::attr::{Attr, FileKind};
+use dfs_proto::directory::{AttrReply, GetAttr, Lookup, LookupParent};
+use dfs_proto::name::Name;
+use dfs_proto::version::Sequence;
+
+use super::namespace::At;
+use super::node::{Node, Place};
+use super::{Caller, Entry, Error, Vfs};
+
+impl Vfs {
+    /// The inode that a name names.
+    ///
+    /// # Errors
+    /// `NotFound`, `AccessDenied`, `NotDirectory`, `Stale`.
+    pub async fn lookup(&self, caller: &Caller, at: At) -> Result<Entry, Error> {
+        let At { parent, name } = at;
+        let directory = self.node(parent)?;
+        let AttrReply { attr, sequence } = match &name[..] {
+            b"." => self.ask(caller, &GetAttr { fid: directory.fid }).await?,
+            b".." => self.ask(caller, &LookupParent { fid: directory.fid }).await?,
+            _ => {
+                let request = Lookup { parent: directory.fid, name: Name::parse(&name)? };
+                let reply = self.ask(caller, &request).await?;
+                let place = Place { parent, name: request.name };
+                let entry = self.entry(reply.attr, reply.sequence, Some(place)).await;
+                if let Some(node) = self.inner.inodes.get(entry.nodeid) {
+                    node.state().looked_up(caller.pid, self.clock().boottime());
+                }
+                return Ok(entry);
+            }
+        };
+        Ok(self.entry(attr, sequence, None).await)
+    }
+
+    /// Names an inode to the kernel, which then holds one lookup of it more.
+    pub(super) async fn entry(
+        &self,
+        attr: Attr,
+        sequence: Sequence,
+        place: Option<Place>,
+    ) -> Entry {
+        let node = self.node_for(&attr, sequence).await;
+        if let Some(place) = place {
+            node.state().see_at(place);
+        }
+        self.told(&node, attr, sequence)
+    }
+
+    /// What an answer says of an inode, or what is known that is newer.
+    pub(super) fn told(&self, node: &Node, attr: Attr, sequence: Sequence) -> Entry {
+        let newest = node.state().learn(attr, sequence);
+        Entry { nodeid: node.nodeid, attr: self.shown(node, newest) }
+    }
+
+    /// The node through which the version in `attr` can be opened: if handles show another one,
+    /// that is a fresh node.
+    async fn node_for(&self, attr: &Attr, sequence: Sequence) -> Arc<Node> {
+        let node = self.inner.inodes.look_up(attr.fid);
+        if attr.kind != FileKind::File || !node.state().shows_other_than(attr, sequence) {
+            return node;
+        }
+        if self.has_open_what_is_current(&node, attr).await {
+            return node;
+        }
+        self.inner.inodes.supersede(&node);
+        let fresh = self.inner.inodes.look_up(attr.fid);
+        self.forget(node.nodeid, 1);
+        fresh
+    }
+
+    /// Whether the open cache file is the server's version after all: it is the working copy (whose
+    /// commits make versions), or a commit of it went through without a handle's doing.
+    async fn has_open_what_is_current(&self, node: &Node, attr: &Attr) -> bool {
+        if self.live_working(node).is_some() {
+            return true;
+        }
+        let Some(clean) = self.cache().clean(attr.fid).await else { return false };
+        let mut state = node.state();
+        let is_same = state.open().is_some_and(|open| Arc::ptr_eq(&open.file, &clean.file));
+        if !is_same || clean.version != attr.data_version {
+            return false;
+        }
+        state.committed(attr.data_version, Some(attr));
+        true
+    }
+
+    /// Takes in what a mutation said of an inode that the kernel may know.
+    pub(super) fn note(&self, attr: &Attr, sequence: Sequence) {
+        if let Some(node) = self.inner.inodes.find(attr.fid) {
+            node.state().learn(attr.clone(), sequence);
+        }
+    }
+
+    /// A directory and a name in it.
+    pub(super) fn name_in(&self, at: &At) -> Result<(Arc<Node>, Name), Error> {
+        Ok((self.node(at.parent)?, Name::parse(&at.name)?))
+    }
+}

@@ -1,0 +1,234 @@
+//! One inode as the kernel knows it: what was last heard of it, where it was last seen, and the
+//! version that its open handles share.
+//!
+//! All handles of a node are over one cache file. That file is the version the first handle opened
+//! or, while somebody here writes, the working copy that grows out of it; a handle for another
+//! version needs another node (`inode_table`). Pure state: what it takes to get there is done by
+//! `open` and `io`. Every lock here is held for a few instructions, except `gate`, which serialises
+//! the network part of opens of one file.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use dfs_proto::attr::{Attr, Timestamp};
+use dfs_proto::id::FileId;
+use dfs_proto::name::Name;
+use dfs_proto::version::{DataVersion, Sequence};
+
+use super::mode::{ModeRule, Way};
+use crate::cache::CacheFile;
+
+/// One inode of the kernel's.
+pub(crate) struct Node {
+    pub(crate) nodeid: u64,
+    pub(crate) fid: FileId,
+    /// Held from an open's answer until its handle exists. Nodes of one file share it.
+    pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
+    /// Held while an append looks up the end and writes there.
+    pub(crate) append: Mutex<()>,
+    /// A symbolic link's target: it never changes.
+    pub(crate) target: OnceLock<Arc<[u8]>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    known: Option<Known>,
+    /// Where it was last seen: for messages only.
+    place: Option<Place>,
+    open: Option<OpenVersion>,
+    mode: ModeRule,
+    /// For whom, and until when, `known` answers one question without a request.
+    lookup: Option<FreshLookup>,
+}
+
+/// A lookup whose answer the kernel is about to ask for again.
+#[derive(Clone, Copy)]
+struct FreshLookup {
+    pid: u32,
+    /// On `Clock::boottime`.
+    until: Duration,
+}
+
+/// How long a lookup answers its caller's next question. Why: longer than the kernel takes within
+/// one system call on a busy machine, shorter than any other client's close takes to be known.
+const LOOKUP_ANSWERS: Duration = Duration::from_millis(5);
+
+/// Attributes and how new they are.
+struct Known {
+    attr: Attr,
+    sequence: Sequence,
+}
+
+/// A name that led to an inode.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) parent: u64,
+    pub(crate) name: Name,
+}
+
+/// What every open handle of a node shows.
+pub(crate) struct OpenVersion {
+    pub(crate) file: Arc<CacheFile>,
+    pub(crate) version: DataVersion,
+    /// The attributes with that version, and how new they are.
+    pub(crate) attr: Attr,
+    pub(crate) sequence: Sequence,
+    pub(crate) pending: Pending,
+}
+
+/// Attributes that wait for the next commit.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Pending {
+    /// Set by a caller.
+    pub(crate) atime: Option<Timestamp>,
+    /// A write took the set-user-id and set-group-id bits away.
+    pub(crate) clear_set_id: bool,
+}
+
+/// Why a handle could not be added to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OtherVersionOpen;
+
+impl Node {
+    pub(crate) fn new(nodeid: u64, fid: FileId) -> Node {
+        Node {
+            nodeid,
+            fid,
+            gate: Arc::default(),
+            append: Mutex::default(),
+            target: OnceLock::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Another node of the same file.
+    pub(crate) fn sibling(&self, nodeid: u64) -> Node {
+        Node { gate: self.gate.clone(), ..Node::new(nodeid, self.fid) }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state().mode.handle_count() > 0
+    }
+}
+
+impl State {
+    /// Takes in attributes as of `sequence`, unless newer ones are known. The newest.
+    pub(crate) fn learn(&mut self, attr: Attr, sequence: Sequence) -> Attr {
+        match &self.known {
+            Some(known) if known.sequence > sequence => known.attr.clone(),
+            _ => {
+                self.known = Some(Known { attr: attr.clone(), sequence });
+                attr
+            }
+        }
+    }
+
+    /// A lookup by thread `pid` was answered with what is known at the time `now`.
+    pub(crate) fn looked_up(&mut self, pid: u32, now: Duration) {
+        self.lookup = Some(FreshLookup { pid, until: now + LOOKUP_ANSWERS });
+    }
+
+    /// What a question of thread `pid` is answered with if it belongs to the lookup before it.
+    ///
+    /// With lifetimes of zero the kernel asks for the attributes that a lookup has just brought
+    /// once more, within the same system call. A thread waits for its answers, so its next question
+    /// is that one, or of a call that began after the lookup by less than `LOOKUP_ANSWERS`.
+    pub(crate) fn attr_of_lookup(&mut self, pid: u32, now: Duration) -> Option<Attr> {
+        let lookup = self.lookup.take()?;
+        let is_asker = pid != 0 && lookup.pid == pid && now < lookup.until;
+        if is_asker { self.attr().cloned() } else { None }
+    }
+
+    pub(crate) fn attr(&self) -> Option<&Attr> {
+        self.known.as_ref().map(|known| &known.attr)
+    }
+
+    pub(crate) fn place(&self) -> Option<&Place> {
+        self.place.as_ref()
+    }
+
+    pub(crate) fn see_at(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
+    pub(crate) fn open(&self) -> Option<&OpenVersion> {
+        self.open.as_ref()
+    }
+
+    pub(crate) fn open_mut(&mut self) -> Option<&mut OpenVersion> {
+        self.open.as_mut()
+    }
+
+    /// Adds a handle over `wanted`, the first of the node or one of the same cache file.
+    ///
+    /// # Errors
+    /// [`OtherVersionOpen`]: handles over another cache file are open.
+    pub(crate) fn add_handle(
+        &mut self,
+        wanted: OpenVersion,
+        may_write: bool,
+        may_pass: bool,
+    ) -> Result<Way, OtherVersionOpen> {
+        self.learn(wanted.attr.clone(), wanted.sequence);
+        let open = match &mut self.open {
+            Some(open) if !Arc::ptr_eq(&open.file, &wanted.file) => return Err(OtherVersionOpen),
+            Some(open) => {
+                open.version = wanted.version;
+                open
+            }
+            vacant => vacant.insert(wanted),
+        };
+        Ok(self.mode.open(open.version, may_write, may_pass))
+    }
+
+    /// What a handle gets whose cache file the kernel refused to register.
+    pub(crate) fn refuse_passthrough(&mut self) -> Way {
+        let version = self.open.as_ref().map(|open| open.version).unwrap_or_default();
+        self.mode.refuse_passthrough(version)
+    }
+
+    /// Takes a handle away; with the last one goes the version.
+    pub(crate) fn remove_handle(&mut self) {
+        if self.mode.close() {
+            self.open = None;
+        }
+    }
+
+    /// A commit of this node's cache file made version `after`; its attributes, unless the answer
+    /// was lost.
+    pub(crate) fn committed(&mut self, after: DataVersion, attr: Option<&Attr>) {
+        if let Some(attr) = attr {
+            self.learn(attr.clone(), Sequence::new(after.epoch, after.counter));
+        }
+        if let Some(open) = &mut self.open {
+            self.mode.committed(open.version, after);
+            open.version = after;
+            if let Some(attr) = attr {
+                open.attr = attr.clone();
+            }
+        }
+    }
+
+    /// Whether handles show another version than `attr`'s, which is of `sequence`. `false` if
+    /// something newer than `sequence` is known: the question is then out of date.
+    pub(crate) fn shows_other_than(&self, attr: &Attr, sequence: Sequence) -> bool {
+        let is_news = self.known.as_ref().is_none_or(|known| known.sequence <= sequence);
+        let shown = self.open.as_ref().map(|open| open.version);
+        is_news && shown.is_some_and(|version| version != attr.data_version)
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({} as {})", self.fid, self.nodeid)
+    }
+}
+
+#[cfg(test)]
+mod tests;

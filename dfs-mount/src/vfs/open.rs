@@ -1,0 +1,443 @@
+//! Opening files: which bytes a handle is over, and how it comes to them.
+//!
+//! Every open asks the directory once: permission, the current version, and for writing the lock.
+//! Then, under the file's gate, the handle gets the working copy of this client if there is one,
+//! else the cached version, fetched first if it is not the current one. All handles of a node are
+//! over one cache file; an open that meets handles over another gives the file a fresh node and
+//! answers `Stale`, upon which the kernel looks the path up again and opens that one.
+//!
+//! The request is sent outside the gate, since it may wait a minute for another client's lock, and
+//! what was decided before it is decided again inside. The handle is counted before the working
+//! copy is begun: from then on no other open can choose another cache file for this node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::admin::Role;
+use dfs_proto::directory::{Create, LockWait, Open, OpenAccess, OpenReply};
+use dfs_proto::error::FsError;
+use dfs_proto::version::DataVersion;
+
+use super::io::FileHandle;
+use super::mode::Way;
+use super::namespace::At;
+use super::node::{Node, OpenVersion, Pending, Place};
+use super::{Caller, Entry, Error, Vfs};
+use crate::cache::record::Origin;
+use crate::cache::{CacheFile, CleanFile};
+use crate::writeback::{Begin, Working, WriteIntent};
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenHow {
+    pub read: bool,
+    pub write: bool,
+    /// The file is cut to nothing; implies `write`.
+    pub truncate: bool,
+    /// Another client's lock is not waited for.
+    pub nonblock: bool,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct Opened {
+    pub handle: u64,
+    pub nodeid: u64,
+    /// What the kernel may read itself, if `way` says so.
+    pub file: Arc<CacheFile>,
+    pub way: Way,
+}
+
+/// A file that was made, or found, and opened.
+#[derive(Debug)]
+pub struct Created {
+    pub entry: Entry,
+    pub opened: Opened,
+}
+
+/// What a file is made with.
+#[derive(Clone, Copy, Debug)]
+pub struct CreateHow {
+    /// With the caller's umask applied.
+    pub mode: u32,
+    pub exclusive: bool,
+    pub open: OpenHow,
+}
+
+/// What this client had of a file before it asked the server.
+struct Held {
+    live: Option<Working>,
+    clean: Option<CleanFile>,
+}
+
+impl Held {
+    fn version(&self) -> Option<DataVersion> {
+        match (&self.live, &self.clean) {
+            (Some(live), _) => Some(live.base()),
+            (None, clean) => clean.as_ref().map(|clean| clean.version),
+        }
+    }
+}
+
+/// How often an open asks again because its answer was overtaken by a change made here. Why so
+/// few: each repetition needs a commit of this client to fall between answer and gate.
+const OVERTAKEN_MAX: u32 = 8;
+
+impl Vfs {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `AccessDenied`, `IsDirectory`, `LockBusy`, `LockTimeout`; `Stale` if the nodeid shows a
+    /// version that is not the current one, or is gone; those of fetching.
+    pub async fn open(&self, caller: &Caller, nodeid: u64, how: OpenHow) -> Result<Opened, Error> {
+        let node = self.node(nodeid)?;
+        if how.write {
+            self.open_write(caller, node, how).await
+        } else {
+            self.open_read(caller, node).await
+        }
+    }
+
+    async fn held(&self, node: &Node) -> Held {
+        let live = self.writeback().before_open(node.fid).await;
+        let live = live.filter(|live| !live.is_detached());
+        let clean = match live {
+            Some(_) => None,
+            None => self.cache().clean(node.fid).await,
+        };
+        Held { live, clean }
+    }
+
+    async fn open_read(&self, caller: &Caller, node: Arc<Node>) -> Result<Opened, Error> {
+        for _ in 0..OVERTAKEN_MAX {
+            let held = self.held(&node).await;
+            let request = Open { fid: node.fid, access: OpenAccess::Read, have: held.version() };
+            let reply = self.ask(caller, &request).await?;
+            if let Some(opened) = self.read_as_answered(caller, &node, &reply, held.clean).await? {
+                return Ok(opened);
+            }
+        }
+        Err(Error::Fs(FsError::unavailable("file changes here too often to be opened")))
+    }
+
+    /// A handle for reading, or `None` if the answer fits no longer what is held.
+    async fn read_as_answered(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        reply: &OpenReply,
+        clean: Option<CleanFile>,
+    ) -> Result<Option<Opened>, Error> {
+        let _gate = node.gate.lock().await;
+        let (file, version) = match self.working(node) {
+            Some(live) => (live.file().clone(), live.base()),
+            None => match self.current(caller, reply, clean).await? {
+                Some(clean) => (clean.file, clean.version),
+                None => return Ok(None),
+            },
+        };
+        let way = self.add_handle(node, version_of(&file, version, reply), false)?;
+        let handle = self.inner.files.insert(FileHandle::reading(node.clone(), file.clone()));
+        Ok(Some(Opened { handle, nodeid: node.nodeid, file, way }))
+    }
+
+    /// The version that the server's answer names, brought here if it is not. `None` if the server
+    /// left the manifest out for a version that is not held any more.
+    async fn current(
+        &self,
+        caller: &Caller,
+        reply: &OpenReply,
+        clean: Option<CleanFile>,
+    ) -> Result<Option<CleanFile>, Error> {
+        let is_held = clean.as_ref().is_some_and(|it| it.version == reply.attr.data_version);
+        if reply.manifest.is_none() && !is_held {
+            return Ok(None);
+        }
+        let identity = Some(&caller.identity);
+        let fetched = self.fetcher().fetch(self.cache(), identity, reply, clean.as_ref()).await?;
+        Ok(Some(fetched))
+    }
+
+    async fn open_write(
+        &self,
+        caller: &Caller,
+        node: Arc<Node>,
+        how: OpenHow,
+    ) -> Result<Opened, Error> {
+        for _ in 0..OVERTAKEN_MAX {
+            let held = self.held(&node).await;
+            let intent = self.writeback().intend(node.fid).await;
+            let access = self.access(how);
+            let request = Open { fid: node.fid, access, have: held.version() };
+            let identity = Some(&caller.identity);
+            let wait = self.lock_wait(how);
+            let session = self.session();
+            let reply = session.call_waiting(Role::Directory, identity, &request, wait).await?;
+            let opening = Opening { caller, node: &node, how, reply: &reply };
+            if let Some(opened) = self.write_as_answered(opening, intent, held.clean).await? {
+                return Ok(opened);
+            }
+        }
+        Err(Error::Fs(FsError::unavailable("file changes here too often to be opened")))
+    }
+
+    fn access(&self, how: OpenHow) -> OpenAccess {
+        if !how.write {
+            return OpenAccess::Read;
+        }
+        let wait_ms = u32::try_from(self.lock_wait(how).as_millis()).unwrap_or(u32::MAX);
+        let wait = if how.nonblock { LockWait::No } else { LockWait::UpTo(wait_ms) };
+        OpenAccess::Write { wait, read: how.read }
+    }
+
+    fn lock_wait(&self, how: OpenHow) -> Duration {
+        if how.nonblock || !how.write { Duration::ZERO } else { self.inner.options.lock_timeout }
+    }
+
+    /// A handle for writing, or `None` if the answer fits no longer what is held.
+    async fn write_as_answered(
+        &self,
+        opening: Opening<'_>,
+        intent: WriteIntent,
+        clean: Option<CleanFile>,
+    ) -> Result<Option<Opened>, Error> {
+        let _gate = opening.node.gate.lock().await;
+        if let Some(working) = self.writeback().join(&intent, opening.reply).await? {
+            return self.write_jointly(opening, working).await.map(Some);
+        }
+        match self.base(opening, clean).await? {
+            Some(base) => self.write_on(opening, intent, base).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// One more writer of the working copy that this client has.
+    async fn write_jointly(&self, opening: Opening<'_>, working: Working) -> Result<Opened, Error> {
+        let Opening { node, how, reply, .. } = opening;
+        let file = working.file().clone();
+        let result = self
+            .add_handle(node, version_of(&file, working.base(), reply), true)
+            .and_then(|way| match how.truncate.then(|| working.set_len(0)) {
+                Some(Err(error)) => {
+                    node.state().remove_handle();
+                    Err(error.into())
+                }
+                _ => Ok(way),
+            });
+        match result {
+            Ok(way) => Ok(self.opened_for_writing(opening, working, way)),
+            Err(error) => {
+                self.writeback().release(working).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What a new working copy starts from.
+    async fn base(
+        &self,
+        opening: Opening<'_>,
+        clean: Option<CleanFile>,
+    ) -> Result<Option<Base>, Error> {
+        let Opening { caller, node, how, reply } = opening;
+        let is_first = !node.is_open();
+        if how.truncate && is_first {
+            // Nothing of the old content is needed but its manifest, which tells what the file's
+            // chunks are.
+            let known = clean.filter(|clean| clean.version == reply.attr.data_version);
+            let manifest = match (&reply.manifest, known) {
+                (Some(manifest), _) => Arc::new(manifest.clone()),
+                (None, Some(clean)) => clean.manifest,
+                (None, None) => return Ok(None),
+            };
+            let file = self.cache().create(node.fid)?;
+            return Ok(Some(Base { file, manifest, is_dirty: true }));
+        }
+        let Some(clean) = self.current(caller, reply, clean).await? else { return Ok(None) };
+        Ok(Some(Base { file: clean.file, manifest: clean.manifest, is_dirty: false }))
+    }
+
+    /// The first writer here: begins the working copy.
+    async fn write_on(
+        &self,
+        opening: Opening<'_>,
+        intent: WriteIntent,
+        base: Base,
+    ) -> Result<Opened, Error> {
+        let Opening { caller, node, how, reply } = opening;
+        let Some(grant) = reply.write.clone() else {
+            return Err(FsError::malformed("open for writing was answered without a grant").into());
+        };
+        let version = reply.attr.data_version;
+        let way = self.add_handle(node, version_of(&base.file, version, reply), true)?;
+        let counted = CountedHandle { node: Some(node) };
+        let begin = Begin {
+            file: base.file.clone(),
+            base: version,
+            base_manifest: base.manifest,
+            grant,
+            placement: reply.placement.clone(),
+            origin: Origin {
+                hint: self.path_hint(node.nodeid),
+                caller: Some(caller.identity.clone()),
+            },
+            is_dirty: base.is_dirty,
+        };
+        let working = self.writeback().begin(intent, begin).await?;
+        if how.truncate
+            && !base.is_dirty
+            && let Err(error) = working.set_len(0)
+        {
+            self.writeback().release(working).await;
+            return Err(error.into());
+        }
+        counted.keep();
+        Ok(self.opened_for_writing(opening, working, way))
+    }
+
+    fn opened_for_writing(&self, opening: Opening<'_>, working: Working, way: Way) -> Opened {
+        let Opening { caller, node, how, .. } = opening;
+        if how.truncate && !caller.identity.is_root() {
+            self.note_set_id_cleared(node);
+        }
+        let file = working.file().clone();
+        let handle = self.inner.files.insert(FileHandle::writing(node.clone(), working));
+        Opened { handle, nodeid: node.nodeid, file, way }
+    }
+
+    /// Counts a handle on a node, if the node is the file's current one and shows no other version.
+    ///
+    /// # Errors
+    /// `Stale`: the kernel's next lookup yields a node that can be opened.
+    fn add_handle(&self, node: &Node, wanted: OpenVersion, may_write: bool) -> Result<Way, Error> {
+        let may_pass = self.passes_through();
+        let add = || node.state().add_handle(wanted, may_write, may_pass);
+        let added = self.inner.inodes.if_current(node, add);
+        match added {
+            Some(Ok(way)) => Ok(way),
+            Some(Err(_)) => {
+                self.inner.inodes.supersede(node);
+                Err(FsError::Stale.into())
+            }
+            None => Err(FsError::Stale.into()),
+        }
+    }
+
+    /// The kernel refused to read a cache file: the mount serves everything from now on.
+    pub fn refuse_passthrough(&self, handle: u64) -> Result<Way, Error> {
+        self.inner.passthrough_refused.store(true, std::sync::atomic::Ordering::Relaxed);
+        let way = self.file_handle(handle)?.node().state().refuse_passthrough();
+        Ok(way)
+    }
+
+    /// Makes a file and opens it; an existing one is opened unless `how.exclusive`.
+    ///
+    /// # Errors
+    /// `Exists`, `AccessDenied`, `NotDirectory`, `NotFound`, and those of [`Vfs::open`].
+    pub async fn create(&self, caller: &Caller, at: At, how: CreateHow) -> Result<Created, Error> {
+        let (directory, name) = self.name_in(&at)?;
+        let access = self.access(how.open);
+        let CreateHow { mode, exclusive, open } = how;
+        let request = Create { parent: directory.fid, name, mode, exclusive, access };
+        let identity = Some(&caller.identity);
+        let wait = self.lock_wait(open);
+        let session = self.session();
+        let answer = session.call_waiting(Role::Directory, identity, &request, wait).await?;
+        let reply = answer.open;
+        let place = Place { parent: at.parent, name: request.name };
+        let entry = self.entry(reply.attr.clone(), reply.sequence, Some(place)).await;
+        let known = Lookup { vfs: self, nodeid: Some(entry.nodeid) };
+        let node = self.node(entry.nodeid)?;
+        // What was just made is empty already.
+        let truncate = open.truncate && !answer.created;
+        let how = OpenHow { truncate, ..open };
+        let opened = self.open_as_answered(caller, &node, how, &reply).await?;
+        known.keep();
+        Ok(Created { entry, opened })
+    }
+
+    async fn open_as_answered(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        how: OpenHow,
+        reply: &OpenReply,
+    ) -> Result<Opened, Error> {
+        let opened = if how.write {
+            let intent = self.writeback().intend(node.fid).await;
+            let opening = Opening { caller, node, how, reply };
+            self.write_as_answered(opening, intent, None).await?
+        } else {
+            self.read_as_answered(caller, node, reply, None).await?
+        };
+        // A create is answered with the manifest, so that the answer always fits; a server that
+        // left it out makes the kernel ask in the ordinary way.
+        opened.ok_or(Error::Fs(FsError::Stale))
+    }
+}
+
+/// One open for writing, on its way.
+#[derive(Clone, Copy)]
+struct Opening<'a> {
+    caller: &'a Caller,
+    node: &'a Arc<Node>,
+    how: OpenHow,
+    reply: &'a OpenReply,
+}
+
+/// What a working copy starts from.
+struct Base {
+    file: Arc<CacheFile>,
+    manifest: Arc<dfs_proto::manifest::Manifest>,
+    /// Whether it differs from the version it starts from.
+    is_dirty: bool,
+}
+
+/// A counted handle that is uncounted unless it is kept.
+struct CountedHandle<'a> {
+    node: Option<&'a Node>,
+}
+
+impl CountedHandle<'_> {
+    fn keep(mut self) {
+        self.node = None;
+    }
+}
+
+impl Drop for CountedHandle<'_> {
+    fn drop(&mut self) {
+        if let Some(node) = self.node {
+            node.state().remove_handle();
+        }
+    }
+}
+
+/// A lookup that is taken back unless it is kept.
+struct Lookup<'a> {
+    vfs: &'a Vfs,
+    nodeid: Option<u64>,
+}
+
+impl Lookup<'_> {
+    fn keep(mut self) {
+        self.nodeid = None;
+    }
+}
+
+impl Drop for Lookup<'_> {
+    fn drop(&mut self) {
+        if let Some(nodeid) = self.nodeid {
+            self.vfs.forget(nodeid, 1);
+        }
+    }
+}
+
+fn version_of(file: &Arc<CacheFile>, version: DataVersion, reply: &OpenReply) -> OpenVersion {
+    OpenVersion {
+        file: file.clone(),
+        version,
+        attr: reply.attr.clone(),
+        sequence: reply.sequence,
+        pending: Pending::default(),
+    }
+}

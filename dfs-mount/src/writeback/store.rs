@@ -1,0 +1,357 @@
+//! Storing: from a plan to a commit, whatever happens on the way.
+//!
+//! One op id stands for the change from its first store to the end: the directory runs it once,
+//! however often and through whichever replica it is asked, and an error leaves it free to be
+//! asked again. What an error means is one table ([`judge`]); everything else here acts on it. A
+//! store that was sent and not answered is *ambiguous*: giving up then asks for the op's outcome,
+//! and if that is not to be had either, the op is handed back as pending, to be settled before
+//! anything else is sent for this file.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::FsError;
+use dfs_proto::admin::Role;
+use dfs_proto::attr::Attr;
+use dfs_proto::capability::CommitIntent;
+use dfs_proto::chunk::ChunkHash;
+use dfs_proto::client::CallError;
+use dfs_proto::codec;
+use dfs_proto::directory::{Change, CommitReply, Durability, GetAttr, OutcomeReply, WriteGrant};
+use dfs_proto::file::Store;
+use dfs_proto::id::{NodeId, OpId};
+use dfs_proto::limits::HEAD_BYTES_MAX;
+use dfs_proto::manifest::Manifest;
+use dfs_proto::version::{DataVersion, FencingToken};
+
+use crate::cache::CacheError;
+use crate::metrics::Counter;
+use crate::placement::{Next, Replicas, most_telling};
+use crate::session::Session;
+use crate::session::connection::{Attempt, Sending, To, is_unsent};
+
+use super::chunker;
+use super::failpoint::{FailPoints, Point};
+use super::job::Job;
+use super::put::{self, Plan};
+
+/// Time a store gets beyond the policy's when it must reach stable storage first.
+const STABLE_WAIT: Duration = Duration::from_secs(90);
+
+/// Longest time one attempt gets.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Remedies (renewals, new locks, chunks sent again) for one change before it counts as failed.
+const REMEDIES_MAX: u32 = 8;
+
+/// What became of a change.
+#[derive(Debug)]
+pub(super) enum Sent {
+    Stored {
+        version: DataVersion,
+        attr: Option<Attr>,
+    },
+    /// The file is gone.
+    Vanished,
+    Conflict(FsError),
+    /// Not accepted; if `is_open`, the op may still run.
+    Unsent {
+        error: FsError,
+        is_open: bool,
+    },
+    /// The file is not what the plan says any more: plan again.
+    Changed,
+}
+
+/// Tells the journal before anything final is sent.
+pub(super) type Journal<'a> = &'a (dyn Fn(FencingToken) -> Result<(), CacheError> + Send + Sync);
+
+/// What an error means for the change.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The same again, a little later.
+    Again,
+    Reopen,
+    Renew,
+    Relock,
+    Resend(Vec<ChunkHash>),
+    Vanished,
+    Conflict,
+    /// The op is spent: its outcome says how.
+    Settled,
+    Final,
+}
+
+fn judge(error: &CallError) -> Verdict {
+    let error = match error {
+        CallError::Transport(error) if error.fault.is_transient() => return Verdict::Again,
+        CallError::Transport(_) => return Verdict::Final,
+        CallError::Fs(error) => error,
+    };
+    match error {
+        FsError::SessionUnknown => Verdict::Reopen,
+        FsError::CapabilityRefused(_) => Verdict::Renew,
+        FsError::Fenced => Verdict::Relock,
+        FsError::NeedChunks(hashes) => Verdict::Resend(hashes.clone()),
+        FsError::ChunkMissing(hash) | FsError::ChunkCorrupt(hash) => Verdict::Resend(vec![*hash]),
+        FsError::Stale => Verdict::Vanished,
+        FsError::Conflict { .. } => Verdict::Conflict,
+        FsError::OpSettled => Verdict::Settled,
+        error if error.is_transient() => Verdict::Again,
+        _ => Verdict::Final,
+    }
+}
+
+/// One change on its last leg.
+pub(super) struct Sender<'a> {
+    pub job: &'a Job,
+    pub replicas: &'a Replicas,
+    pub plan: &'a mut Plan,
+    pub op: OpId,
+    pub journal: Journal<'a>,
+    pub failpoints: &'a FailPoints,
+    pub progress: Progress,
+}
+
+/// How far a sender got.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The lock under which the change is in the journal.
+    journalled: Option<FencingToken>,
+    is_ambiguous: bool,
+    remedy_count: u32,
+    delay: Duration,
+    give_up_at: Option<Duration>,
+}
+
+impl Sender<'_> {
+    /// Sends until the change is stored, refused, or given up.
+    pub async fn run(mut self) -> Result<Sent, CacheError> {
+        let policy = self.job.session.connection().policy();
+        self.progress.delay = policy.first_delay;
+        let start = self.job.session.clock().boottime();
+        self.progress.give_up_at = policy.give_up_after.map(|after| start + after);
+        loop {
+            let opening = self.job.session.key().opening;
+            let error = match self.through_replicas().await? {
+                Ok(reply) => return Ok(stored(self.job, reply)),
+                Err(error) => error,
+            };
+            if let Some(sent) = self.react(error, opening).await {
+                return Ok(sent);
+            }
+        }
+    }
+
+    /// Tries each replica once. The first answer that is more than silence counts.
+    async fn through_replicas(&mut self) -> Result<Result<CommitReply, CallError>, CacheError> {
+        let (grant, placement) = match self.job.ensured().await {
+            Ok(right) => right,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        if self.progress.journalled != Some(grant.token) {
+            (self.journal)(grant.token)?;
+            self.progress.journalled = Some(grant.token);
+        }
+        self.failpoints.pass(Point::AfterSending).await;
+        let mut errors = Vec::new();
+        for address in self.replicas.for_store(&placement) {
+            let timeout = self.timeout();
+            let request = store(self.job, self.plan, self.op, &grant);
+            let request = Store { node: address.node, ..request };
+            let sending = Sending { caller: self.job.caller.as_ref(), ..Sending::default() };
+            let attempt = Attempt { to: To::Node(&address), sending, timeout };
+            let payload = put::payload(&self.plan.last);
+            let connection = self.job.session.connection();
+            match connection.attempt(attempt, &request, payload).await {
+                Ok(answer) => {
+                    self.replicas.answered(address.node);
+                    let bytes = put::byte_count(&self.plan.last);
+                    self.job.session.metrics().add(Counter::StoredBytes, bytes);
+                    return Ok(Ok(answer.reply));
+                }
+                Err(error) => {
+                    tracing::debug!(fid = %self.job.fid, node = %address.node, %error, "store");
+                    self.progress.is_ambiguous |= error.is_transient() && !is_unsent(&error);
+                    if judge(&error) != Verdict::Again && judge(&error) != Verdict::Final {
+                        return Ok(Err(error));
+                    }
+                    let next = self.replicas.failed(address.node, &error);
+                    errors.push(error);
+                    if next == Next::GiveUp {
+                        break;
+                    }
+                }
+            }
+        }
+        let none = || FsError::unavailable("any replica of the file").into();
+        Ok(Err(most_telling(errors).unwrap_or_else(none)))
+    }
+
+    /// Acts on an error. `None`: try again.
+    async fn react(&mut self, error: CallError, opening: u64) -> Option<Sent> {
+        let verdict = judge(&error);
+        if !matches!(verdict, Verdict::Again) {
+            self.progress.remedy_count += 1;
+        }
+        if self.progress.remedy_count > REMEDIES_MAX {
+            return Some(self.give_up(error.into_fs()).await);
+        }
+        let remedy = match verdict {
+            Verdict::Again => return self.wait(error).await,
+            Verdict::Vanished => return Some(Sent::Vanished),
+            Verdict::Conflict => return Some(Sent::Conflict(error.into_fs())),
+            Verdict::Final => return Some(self.give_up(error.into_fs()).await),
+            Verdict::Settled => {
+                self.progress.is_ambiguous = true;
+                return Some(self.give_up(error.into_fs()).await);
+            }
+            Verdict::Reopen => self.job.session.reopen(opening).await,
+            Verdict::Renew => self.renew().await,
+            Verdict::Relock => self.relock().await,
+            Verdict::Resend(hashes) => match self.resend(&hashes).await {
+                Ok(true) => Ok(()),
+                Ok(false) => return Some(self.changed(error.into_fs()).await),
+                Err(error) => Err(error),
+            },
+        };
+        match remedy {
+            Ok(()) => None,
+            Err(FsError::Stale) => Some(Sent::Vanished),
+            Err(error @ FsError::Conflict { .. }) => Some(self.moved(error).await),
+            Err(error) => Some(self.give_up(error).await),
+        }
+    }
+
+    async fn renew(&self) -> Result<(), FsError> {
+        let (grant, _) = self.job.ensured().await?;
+        match self.job.renew(&grant.capability).await {
+            Err(FsError::Fenced) => self.relock().await,
+            result => result,
+        }
+    }
+
+    async fn relock(&self) -> Result<(), FsError> {
+        self.job.session.metrics().count(Counter::CommitFenced);
+        self.job.relock().await
+    }
+
+    /// Sends chunks that a server says it lacks. False if the file does not have them any more.
+    async fn resend(&mut self, hashes: &[ChunkHash]) -> Result<bool, FsError> {
+        let source = self.job.source.clone();
+        let manifest = Arc::clone(&self.plan.manifest);
+        let wanted = hashes.to_vec();
+        let reread = move || {
+            let read = |hash: &ChunkHash| chunker::reread(source.file(), &manifest, *hash);
+            wanted.iter().map(read).collect::<Option<Vec<_>>>()
+        };
+        let read = tokio::task::spawn_blocking(reread).await;
+        let read = read.map_err(|error| FsError::unavailable(error.to_string()))?;
+        let Some(chunks) = read else {
+            return Ok(false);
+        };
+        put::put_all(self.job, self.replicas, chunks).await?;
+        let before = &mut self.plan.put_before;
+        before.extend(hashes.iter().copied());
+        before.sort_unstable();
+        before.dedup();
+        Ok(true)
+    }
+
+    /// Waits before the next try, unless the time is over.
+    async fn wait(&mut self, error: CallError) -> Option<Sent> {
+        let clock = self.job.session.clock();
+        let now = clock.boottime();
+        let delay = self.progress.delay;
+        if self.progress.give_up_at.is_some_and(|at| at <= now + delay) {
+            return Some(self.give_up(error.into_fs()).await);
+        }
+        clock.sleep_until(now + delay).await;
+        self.progress.delay = (delay * 2).min(self.job.session.connection().policy().delay_max);
+        None
+    }
+
+    /// The base has moved. By ourselves, if a store that was not answered came through.
+    async fn moved(&self, conflict: FsError) -> Sent {
+        if !self.progress.is_ambiguous {
+            return Sent::Conflict(conflict);
+        }
+        match settle(&self.job.session, self.job, self.op).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) => Sent::Conflict(conflict),
+            Err(error) => Sent::Unsent { error, is_open: true },
+        }
+    }
+
+    async fn changed(&self, error: FsError) -> Sent {
+        match self.give_up(error).await {
+            Sent::Unsent { is_open: false, .. } => Sent::Changed,
+            sent => sent,
+        }
+    }
+
+    async fn give_up(&self, error: FsError) -> Sent {
+        if !self.progress.is_ambiguous {
+            return Sent::Unsent { error, is_open: false };
+        }
+        match settle(&self.job.session, self.job, self.op).await {
+            Ok(Some(stored)) => stored,
+            Ok(None) => Sent::Unsent { error, is_open: false },
+            Err(_) => Sent::Unsent { error, is_open: true },
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        let now = self.job.session.clock().boottime();
+        let left = self.progress.give_up_at.map_or(STORE_TIMEOUT, |at| at.saturating_sub(now));
+        let timeout = left.clamp(Duration::from_secs(1), STORE_TIMEOUT);
+        match self.job.durability {
+            Durability::Process => timeout,
+            Durability::Stable => timeout + STABLE_WAIT,
+        }
+    }
+}
+
+/// What became of an op that was not answered: `None` if it changed nothing and never will.
+pub(super) async fn settle(
+    session: &Session,
+    job: &Job,
+    op: OpId,
+) -> Result<Option<Sent>, FsError> {
+    let OutcomeReply::Committed(sequence) = session.outcome(op).await? else {
+        return Ok(None);
+    };
+    let version = DataVersion::from(sequence);
+    let request = GetAttr { fid: job.fid };
+    let reply = session.call(Role::Directory, job.caller.as_ref(), &request).await;
+    let attr = reply.ok().map(|reply| reply.attr).filter(|attr| attr.data_version == version);
+    Ok(Some(Sent::Stored { version, attr }))
+}
+
+fn stored(job: &Job, reply: CommitReply) -> Sent {
+    job.keep_capability(reply.capability);
+    Sent::Stored { version: reply.attr.data_version, attr: Some(reply.attr) }
+}
+
+fn store(job: &Job, plan: &Plan, op: OpId, grant: &WriteGrant) -> Store {
+    let attributes = codec::encode(&job.attr, HEAD_BYTES_MAX)
+        .expect("commit attributes have a small fixed size");
+    let intent = CommitIntent {
+        fid: job.fid,
+        base: job.base.version,
+        token: grant.token,
+        op,
+        manifest: plan.manifest.hash(),
+        attributes: ChunkHash::of(&attributes),
+    };
+    let change = Change {
+        op,
+        manifest: Manifest::clone(&plan.manifest),
+        attr: job.attr.clone(),
+        durability: job.durability,
+        capability: grant.capability.clone(),
+        mac: job.session.key().key.seal_commit(&intent),
+    };
+    let chunks = put::refs(&plan.last);
+    Store { node: NodeId(0), change, chunks, put_before: plan.put_before.clone() }
+}

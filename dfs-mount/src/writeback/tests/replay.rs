@@ -1,0 +1,256 @@
+//! What a kill of the client leaves, at each step of the journal.
+
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use super::{World, start};
+use crate::cache::record::State;
+use crate::testing::client::{TestClient, read_file};
+use crate::testing::fake_cell::{FakeCell, NODES};
+use crate::writeback::failpoint::Point;
+use crate::writeback::{OutboxState, Working};
+
+/// Lets a flush run up to a point and kills the client there.
+async fn kill_at(world: World, working: Working, point: Point) -> (FakeCell, tempfile::TempDir) {
+    let failpoints = world.client.writeback.failpoints().clone();
+    failpoints.arm(point);
+    let client = world.client.clone();
+    let flush = tokio::spawn(async move { client.flush(&working).await });
+    failpoints.reached().await;
+    flush.abort();
+    let _ = flush.await;
+    world.client.kill().await;
+    (world.cell, world.dir)
+}
+
+async fn edited(world: &World, content: &[u8]) -> Working {
+    let fid = world.client.put("a", b"base").await.unwrap();
+    let working = world.client.open_write(fid).await.unwrap();
+    working.write_at(0, content).unwrap();
+    working
+}
+
+async fn drained(client: &TestClient) -> usize {
+    client.writeback.drain(Duration::from_secs(10), |_| {}).await.unsent.len()
+}
+
+#[tokio::test]
+async fn a_working_copy_without_a_change_is_a_cached_version_after_a_kill() {
+    let world = World::new().await;
+    let fid = world.client.put("a", b"base").await.unwrap();
+    drop(world.client.open_write(fid).await.unwrap());
+    let World { cell, dir, client } = world;
+    client.kill().await;
+    let client = start(&dir, &cell).await;
+    assert_eq!(client.writeback.outbox(), []);
+    assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
+}
+
+#[tokio::test]
+async fn what_was_never_closed_is_kept_as_interrupted_and_never_sent() {
+    let world = World::new().await;
+    let working = edited(&world, b"half").await;
+    let fid = working.fid();
+    drop(working);
+    let World { cell, dir, client } = world;
+    client.kill().await;
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    let [item] = &client.writeback.outbox()[..] else { panic!("one item") };
+    assert_eq!((item.fid, item.state), (fid, OutboxState::Interrupted));
+    assert_eq!(read_file(&client.cache.open_entry(item.id).unwrap()), b"half");
+    assert_eq!(client.read(fid).await.unwrap(), b"base");
+    assert_eq!(cell.commit_count(fid), 1);
+}
+
+#[tokio::test]
+async fn what_was_closed_and_not_sent_yet_is_sent_by_the_next_run() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let fid = working.fid();
+    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    assert_eq!(cell.commit_count(fid), 1);
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    assert_eq!(cell.content(fid, NODES[0]), b"next");
+    assert_eq!(cell.commit_count(fid), 2);
+    assert_eq!(client.read(fid).await.unwrap(), b"next");
+}
+
+#[tokio::test]
+async fn what_was_stored_without_the_answer_being_noted_is_not_sent_twice() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let fid = working.fid();
+    let (cell, dir) = kill_at(world, working, Point::AfterStore).await;
+    assert_eq!(cell.commit_count(fid), 2);
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    assert_eq!(cell.commit_count(fid), 2);
+    assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
+}
+
+#[tokio::test]
+async fn what_was_stored_and_noted_is_a_cached_version_after_a_kill() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let fid = working.fid();
+    let (cell, dir) = kill_at(world, working, Point::AfterRecord).await;
+    let client = start(&dir, &cell).await;
+    assert_eq!(client.writeback.outbox(), []);
+    assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
+    assert_eq!(cell.commit_count(fid), 2);
+}
+
+#[tokio::test]
+async fn a_kill_before_the_open_is_answered_leaves_the_cached_version() {
+    let world = World::new().await;
+    let fid = world.client.put("a", b"base").await.unwrap();
+    let failpoints = world.client.writeback.failpoints().clone();
+    failpoints.arm(Point::AfterWorking);
+    let client = world.client.clone();
+    let open = tokio::spawn(async move { client.open_write(fid).await.map(drop) });
+    failpoints.reached().await;
+    open.abort();
+    let _ = open.await;
+    let World { cell, dir, client } = world;
+    client.kill().await;
+    let client = start(&dir, &cell).await;
+    assert_eq!(client.writeback.outbox(), []);
+    assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
+}
+
+#[tokio::test]
+async fn content_that_does_not_fit_the_journal_any_more_is_kept_and_not_sent() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let (fid, file) = (working.fid(), working.file().path().to_owned());
+    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    let file = std::fs::File::options().write(true).open(file).unwrap();
+    file.write_all_at(b"X", 0).unwrap();
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    assert_eq!(client.writeback.outbox()[0].state, OutboxState::Interrupted);
+    assert_eq!(cell.commit_count(fid), 1);
+}
+
+#[tokio::test]
+async fn a_replay_onto_another_clients_change_is_a_conflict() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let fid = working.fid();
+    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    cell.write_as_other(fid, b"theirs");
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    let [item] = &client.writeback.outbox()[..] else { panic!("one item") };
+    assert_eq!(item.state, OutboxState::Conflict);
+    assert_eq!(read_file(&client.cache.open_entry(item.id).unwrap()), b"next");
+    assert_eq!(client.read(fid).await.unwrap(), b"theirs");
+}
+
+#[tokio::test]
+async fn an_open_right_after_the_start_sees_what_was_closed_before_the_kill() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let fid = working.fid();
+    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    let client = start(&dir, &cell).await;
+    assert_eq!(client.read(fid).await.unwrap(), b"next");
+}
+
+#[tokio::test]
+async fn an_unsent_change_survives_a_kill_with_its_times() {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let fid = working.fid();
+    world.cell.cell().down.extend(NODES);
+    assert!(world.client.close(working).await.is_err());
+    let World { cell, dir, client } = world;
+    client.kill().await;
+    cell.cell().down.clear();
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    assert_eq!(cell.cell().files[&fid].attr.mtime.secs, 7);
+    assert_eq!(cell.content(fid, NODES[1]), b"next");
+}
+
+#[tokio::test]
+async fn a_torn_journal_loses_at_most_the_last_step() {
+    let world = World::new().await;
+    let fid = world.client.put("a", b"base").await.unwrap();
+    let World { cell, dir, client } = world;
+    client.kill().await;
+    let log = dir.path().join("index.log");
+    let length = std::fs::metadata(&log).unwrap().len();
+    let file = std::fs::File::options().write(true).open(&log).unwrap();
+    file.set_len(length - 3).unwrap();
+    let client = start(&dir, &cell).await;
+    // The step lost is `Working` -> `Clean`; the content decides.
+    assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
+    assert!(
+        client
+            .cache
+            .unclean()
+            .iter()
+            .all(|(_, entry)| !matches!(entry.state, State::Sending { .. }))
+    );
+}
+
+/// One life of a client on a bad network, ended by a kill at some moment of some flush. Answers
+/// with the last round that was answered and the last one that was asked for.
+async fn live_and_die(client: TestClient, working: Working, rounds: u8, moment: u64) -> (u8, u8) {
+    let mut answered = 0;
+    for round in 1..rounds {
+        working.write_at(0, &[round; 1000]).unwrap();
+        if client.flush(&working).await.is_ok() {
+            answered = round;
+        }
+    }
+    working.write_at(0, &[rounds; 1000]).unwrap();
+    tokio::select! {
+        result = client.flush(&working) => {
+            if result.is_ok() {
+                answered = rounds;
+            }
+        }
+        () = tokio::time::sleep(Duration::from_micros(moment)) => {}
+    }
+    client.kill().await;
+    (answered, rounds)
+}
+
+#[tokio::test]
+async fn a_kill_at_any_moment_on_a_bad_network_loses_and_doubles_nothing() {
+    use std::sync::Arc;
+
+    use dfs_proto::client::Dial;
+    use dfs_proto::client::hostile::{HostileDialer, Odds, Weather};
+    use dfs_proto::clock::SystemClock;
+
+    for seed in 0..40_u64 {
+        let cell = FakeCell::new(Arc::new(SystemClock));
+        let weather = Weather::new(seed, Odds::default());
+        let inner: Arc<dyn Dial> = Arc::new(cell.clone());
+        let dial = Arc::new(HostileDialer { inner, weather: Arc::clone(&weather) });
+        let dir = tempfile::tempdir().unwrap();
+        let client = TestClient::start(dir.path(), dial, Arc::new(SystemClock)).await;
+        let working = client.create("a").await.unwrap();
+        let fid = working.fid();
+        weather.set_odds(Odds { undelivered: 10, reply_lost: 25, delivered_twice: 15 });
+        let rounds = u8::try_from(1 + seed % 4).unwrap();
+        let (answered, asked) = live_and_die(client, working, rounds, seed * 211 % 6000).await;
+        let client = start(&dir, &cell).await;
+        let left = drained(&client).await;
+        assert_eq!(left, 0, "SEED={seed} {:?}", client.writeback.outbox());
+        let content = cell.content(fid, NODES[0]);
+        let round = content.first().copied().unwrap_or(0);
+        assert!(content.iter().all(|byte| *byte == round), "SEED={seed}: torn");
+        assert!((answered..=asked).contains(&round), "SEED={seed}: {answered} {round} {asked}");
+        assert!(cell.commit_count(fid) <= u64::from(asked), "SEED={seed}: doubled");
+        let outbox = client.writeback.outbox();
+        let is_kept = |state| state == OutboxState::Interrupted;
+        assert!(outbox.iter().all(|item| is_kept(item.state)), "SEED={seed}: {outbox:?}");
+        client.kill().await;
+    }
+}

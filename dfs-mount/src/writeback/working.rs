@@ -1,0 +1,238 @@
+//! Working copies: files that are being changed here, or whose change is not sent yet.
+//!
+//! One for each file; every handle of this client that is open on the file shares it. Whether it
+//! is dirty is a comparison of marks: a counter of changes made through us, and the file's stamp
+//! for those made past us (mappings). A commit takes its mark *before* it reads the file; a change
+//! counts *after* it was written: so a change that a commit may have missed always leaves the copy
+//! dirty.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dfs_proto::FsError;
+use dfs_proto::attr::Timestamp;
+use dfs_proto::directory::{CommitAttr, Durability, Placement, WriteGrant};
+use dfs_proto::id::{FileId, OpId};
+use dfs_proto::manifest::Manifest;
+use dfs_proto::version::DataVersion;
+
+use crate::cache::record::{Closed, Content, EntryId, Origin};
+use crate::cache::{Cache, CacheError, CacheFile, Stamp};
+use crate::session::ops::OpGuard;
+
+/// A file that is being changed here. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Working {
+    pub(super) copy: Arc<Copy>,
+}
+
+#[derive(Debug)]
+pub(super) struct Copy {
+    pub file: Arc<CacheFile>,
+    pub cache: Cache,
+    pub origin: Origin,
+    changes: AtomicU64,
+    facts: Mutex<Facts>,
+    /// Held by whoever commits, and by opens and releases that must not come between.
+    pub right: tokio::sync::Mutex<Right>,
+}
+
+/// What handles and commits both look at.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub base: Content,
+    pub writer_count: u32,
+    /// The mark that `base` has.
+    pub committed: Mark,
+    pub standing: Standing,
+}
+
+/// How a copy stands with the server.
+#[derive(Clone, Debug)]
+pub(super) enum Standing {
+    /// Nothing is owed, or whoever has it open will see to it.
+    Sound,
+    /// Closed, and the server does not have it.
+    Unsent(Unsent),
+    /// Another change came first.
+    Conflict(FsError),
+    /// The file is gone, and the change with it.
+    Vanished,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Unsent {
+    pub why: String,
+    pub since: Timestamp,
+    /// What was closed: only this is sent later, not what a writer is in the middle of.
+    pub mark: Mark,
+    pub attr: CommitAttr,
+    pub durability: Durability,
+    /// On `Clock::boottime`.
+    pub next_try: Duration,
+    pub delay: Duration,
+}
+
+/// A state of a working copy's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    changes: u64,
+    stamp: Option<Stamp>,
+}
+
+impl Mark {
+    /// The mark of content that the file does not have.
+    pub const NEVER: Mark = Mark { changes: u64::MAX, stamp: None };
+
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.stamp
+    }
+}
+
+/// What it takes to commit, used by one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Right {
+    /// Absent until asked for again: after a restart.
+    pub grant: Option<WriteGrant>,
+    pub placement: Option<Placement>,
+    /// Set before anything final is sent, and cleared when its outcome is known: whoever commits
+    /// next settles it first.
+    pub pending: Option<Pending>,
+}
+
+/// A commit that was sent, or was about to be.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub op: OpId,
+    /// Absent if an earlier run of the client sent it.
+    pub guard: Option<OpGuard>,
+    pub manifest: Arc<Manifest>,
+    pub mark: Mark,
+}
+
+impl Copy {
+    pub fn new(cache: Cache, file: Arc<CacheFile>, origin: Origin, base: Content) -> Copy {
+        let mark = Mark { changes: 0, stamp: file.stamp().ok() };
+        let facts = Facts { base, writer_count: 0, committed: mark, standing: Standing::Sound };
+        Copy {
+            file,
+            cache,
+            origin,
+            changes: AtomicU64::new(0),
+            facts: Mutex::new(facts),
+            right: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn fid(&self) -> FileId {
+        self.file.fid()
+    }
+
+    pub fn mark(&self) -> Mark {
+        Mark { changes: self.changes.load(Ordering::Acquire), stamp: self.file.stamp().ok() }
+    }
+
+    pub fn mark_dirty(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn is_dirty(&self) -> bool {
+        self.mark() != self.facts().committed
+    }
+}
+
+impl Facts {
+    pub fn unsent(&self) -> Option<&Unsent> {
+        match &self.standing {
+            Standing::Unsent(unsent) => Some(unsent),
+            _ => None,
+        }
+    }
+
+    pub fn is_detached(&self) -> bool {
+        matches!(self.standing, Standing::Conflict(_))
+    }
+}
+
+impl Working {
+    pub fn fid(&self) -> FileId {
+        self.copy.fid()
+    }
+
+    pub fn id(&self) -> EntryId {
+        self.copy.file.id()
+    }
+
+    /// The file that all handles read and write.
+    pub fn file(&self) -> &Arc<CacheFile> {
+        &self.copy.file
+    }
+
+    /// The server's version that the changes are on top of.
+    pub fn base(&self) -> DataVersion {
+        self.copy.facts().base.version
+    }
+
+    /// Writes, then counts the change. Evicts other files if the disk is full. Blocking, at page
+    /// cache speed.
+    ///
+    /// # Errors
+    /// `Full`, `Io`.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), CacheError> {
+        let written = self.copy.cache.write_at(&self.copy.file, bytes, offset);
+        // Also after an error: some of it may have been written.
+        self.copy.mark_dirty();
+        written
+    }
+
+    /// # Errors
+    /// `Io`.
+    pub fn set_len(&self, size: u64) -> Result<(), CacheError> {
+        let file = &self.copy.file;
+        let result = file.file().set_len(size);
+        self.copy.mark_dirty();
+        let path = file.path().to_owned();
+        result.map_err(|source| CacheError::Io { what: "cannot size cache file", path, source })
+    }
+
+    /// Something changed that is to travel with the next commit: times, or content that was
+    /// changed through the file itself.
+    pub fn mark_dirty(&self) {
+        self.copy.mark_dirty();
+    }
+
+    /// Whether the next commit has something to do.
+    pub fn is_dirty(&self) -> bool {
+        let is_unsent = self.copy.facts().unsent().is_some();
+        is_unsent || self.copy.is_dirty()
+    }
+
+    pub fn writer_count(&self) -> u32 {
+        self.copy.facts().writer_count
+    }
+
+    /// Whether the file was removed everywhere: changes go nowhere, and that is right.
+    pub fn is_vanished(&self) -> bool {
+        matches!(self.copy.facts().standing, Standing::Vanished)
+    }
+
+    /// Whether another change came first: open handles keep this copy, new opens get the server's.
+    pub fn is_detached(&self) -> bool {
+        self.copy.facts().is_detached()
+    }
+}
+
+/// What is journalled of a content that was closed.
+pub(super) fn closed(
+    op: Option<OpId>,
+    manifest: &Arc<Manifest>,
+    attr: &CommitAttr,
+    durability: Durability,
+) -> Closed {
+    Closed { op, manifest: Arc::clone(manifest), attr: attr.clone(), durability }
+}
