@@ -1,0 +1,98 @@
+//! What operations cost in requests: DESIGN budgets, counted by the client.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+
+use crate::support::{Client, Mount, Server};
+
+fn with_mount(test: impl FnOnce(&Mount<'_>, &Mount<'_>)) {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let (a, b) =
+        (Client::new(&dir.path().join("a"), &server), Client::new(&dir.path().join("b"), &server));
+    test(&a.mount(&server, &[]), &b.mount(&server, &[]));
+}
+
+fn total(cost: &BTreeMap<String, u64>) -> u64 {
+    cost.values().sum()
+}
+
+#[test]
+fn a_new_small_file_costs_two_requests() {
+    with_mount(|mount, _| {
+        let cost = mount.cost(|| fs::write(mount.at("f"), "x").unwrap());
+        assert_eq!(total(&cost), 2, "{cost:?}");
+    });
+}
+
+#[test]
+fn an_edit_costs_two_requests() {
+    with_mount(|mount, _| {
+        fs::write(mount.at("f"), "one").unwrap();
+        let cost = mount.cost(|| {
+            let mut file = fs::OpenOptions::new().append(true).open(mount.at("f")).unwrap();
+            file.write_all(b"two").unwrap();
+        });
+        assert_eq!(total(&cost), 2, "{cost:?}");
+        let cost = mount.cost(|| fs::write(mount.at("f"), "three").unwrap());
+        assert_eq!(total(&cost), 2, "{cost:?}");
+    });
+}
+
+#[test]
+fn a_cold_small_file_costs_two_requests_and_a_cached_one_a_single_question() {
+    with_mount(|a, b| {
+        fs::write(a.at("f"), vec![1; 5000]).unwrap();
+        let cost = b.cost(|| assert_eq!(fs::read(b.at("f")).unwrap().len(), 5000));
+        assert_eq!(total(&cost), 2, "{cost:?}");
+        let cost = b.cost(|| assert_eq!(fs::read(b.at("f")).unwrap().len(), 5000));
+        assert_eq!(cost, BTreeMap::from([("directory.open".to_owned(), 1)]));
+    });
+}
+
+#[test]
+fn changes_of_names_cost_one_request_each() {
+    with_mount(|mount, _| {
+        fs::write(mount.at("f"), "x").unwrap();
+        let one = |what: &str, work: &dyn Fn()| {
+            let cost = mount.cost(work);
+            assert_eq!(total(&cost), 1, "{what}: {cost:?}");
+        };
+        one("mkdir", &|| fs::create_dir(mount.at("d")).unwrap());
+        one("rename", &|| fs::rename(mount.at("f"), mount.at("d/g")).unwrap());
+        one("link", &|| fs::hard_link(mount.at("d/g"), mount.at("h")).unwrap());
+        one("unlink", &|| fs::remove_file(mount.at("h")).unwrap());
+        one("symlink", &|| std::os::unix::fs::symlink("t", mount.at("s")).unwrap());
+        one("unlink", &|| fs::remove_file(mount.at("d/g")).unwrap());
+        one("rmdir", &|| fs::remove_dir(mount.at("d")).unwrap());
+    });
+}
+
+#[test]
+fn reading_and_writing_an_open_file_costs_nothing() {
+    with_mount(|mount, _| {
+        fs::write(mount.at("f"), "x").unwrap();
+        let cost = mount.cost(|| {
+            let mut file =
+                fs::OpenOptions::new().append(true).read(true).open(mount.at("f")).unwrap();
+            (0..100).for_each(|_| file.write_all(b"more").unwrap());
+            assert_eq!(file.metadata().unwrap().len(), 401);
+            file.seek(SeekFrom::Start(0)).unwrap();
+            assert_eq!(file.read_to_end(&mut Vec::new()).unwrap(), 401);
+        });
+        // One to open, one to send: that of the close.
+        assert_eq!(total(&cost), 2, "{cost:?}");
+    });
+}
+
+#[test]
+fn a_close_without_a_change_sends_nothing() {
+    with_mount(|mount, _| {
+        fs::write(mount.at("f"), "x").unwrap();
+        let cost = mount.cost(|| {
+            drop(fs::OpenOptions::new().write(true).open(mount.at("f")).unwrap());
+        });
+        assert_eq!(cost, BTreeMap::from([("directory.open".to_owned(), 1)]));
+    });
+}

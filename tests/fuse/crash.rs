@@ -1,0 +1,177 @@
+//! kill -9 of servers and clients in the middle of work: nothing acknowledged is lost or torn.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::support::{Client, Mount, Server, attempt, eventually, is_mounted, run, shell};
+
+/// The content of a numbered file: its number, many times.
+fn content(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(1 + (number as usize * 131) % 9000)
+}
+
+/// Writes numbered files until told to stop. Returns those whose close succeeded.
+fn write_until(mount: &Mount<'_>, dir: &str, stop: &AtomicBool) -> Vec<u64> {
+    fs::create_dir_all(mount.at(dir)).unwrap();
+    let mut acknowledged = Vec::new();
+    for number in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let path = mount.at(dir).join(format!("f{}", number % 50));
+        if write_and_close(&path, &content(number)) {
+            acknowledged.push(number);
+        }
+    }
+    acknowledged
+}
+
+/// `std::fs::write` does not report what close says; `dd` does.
+fn write_and_close(path: &Path, bytes: &[u8]) -> bool {
+    use nix::fcntl::OFlag;
+    use nix::sys::stat::Mode;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+    let Ok(file) = nix::fcntl::open(path, flags, Mode::from_bits_truncate(0o644)) else {
+        return false;
+    };
+    let is_written = nix::unistd::write(&file, bytes).is_ok_and(|count| count == bytes.len());
+    let raw = std::os::fd::IntoRawFd::into_raw_fd(file);
+    nix::unistd::close(raw).is_ok() && is_written
+}
+
+/// Every file has the content of the last acknowledged write to it, or of a later one.
+fn check(mount: &Mount<'_>, dir: &str, acknowledged: &[u64]) {
+    for slot in 0..50 {
+        let Some(last) = acknowledged.iter().rev().find(|number| *number % 50 == slot) else {
+            continue;
+        };
+        let bytes = fs::read(mount.at(dir).join(format!("f{slot}"))).unwrap();
+        let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        assert!(number >= *last && number % 50 == slot, "slot {slot}: {number}, not {last}");
+        assert_eq!(bytes, content(number), "slot {slot} is torn");
+    }
+}
+
+#[test]
+fn three_kills_of_the_server_during_work_lose_nothing_that_close_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&dir.path().join("data"), &[]);
+    let (a, b) =
+        (Client::new(&dir.path().join("a"), &server), Client::new(&dir.path().join("b"), &server));
+    let (a, b) = (a.mount(&server, &[]), b.mount(&server, &[]));
+    let stop = AtomicBool::new(false);
+    let acknowledged = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(&a, "work", &stop));
+        for _ in 0..3 {
+            let reached = fs::read_dir(a.at("work")).map_or(0, Iterator::count);
+            eventually("the writer goes on", || {
+                (fs::read_dir(a.at("work")).map_or(0, Iterator::count) >= reached.min(20))
+                    .then_some(())
+            });
+            std::thread::park_timeout(Duration::from_millis(300));
+            server.kill_9();
+            std::thread::park_timeout(Duration::from_millis(200));
+            server.resume();
+            std::thread::park_timeout(Duration::from_millis(500));
+        }
+        stop.store(true, Ordering::SeqCst);
+        writer.join().unwrap()
+    });
+    assert!(acknowledged.len() > 50, "only {} writes", acknowledged.len());
+    check(&b, "work", &acknowledged);
+    check(&a, "work", &acknowledged);
+    // Both mounts still work, both ways.
+    fs::write(b.at("after"), "b").unwrap();
+    assert_eq!(fs::read_to_string(a.at("after")).unwrap(), "b");
+    a.umount();
+    b.umount();
+}
+
+#[test]
+fn a_killed_client_sends_what_was_closed_but_not_acknowledged_at_its_next_mount() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &["--timeout", "2s"]);
+    fs::write(mount.at("kept"), "first").unwrap();
+    let held = fs::OpenOptions::new().write(true).truncate(true).open(mount.at("kept")).unwrap();
+    nix::unistd::write(&held, b"second version").unwrap();
+    server.kill_9();
+    let raw = std::os::fd::IntoRawFd::into_raw_fd(held);
+    assert!(nix::unistd::close(raw).is_err(), "close must report that nobody took the data");
+    mount.kill_9();
+    assert!(is_mounted(&mount.dir), "a dead mount stays until somebody cleans it");
+    run(client.dfs(&["umount"]).arg(&mount.dir));
+    assert!(!is_mounted(&mount.dir));
+    drop(mount);
+    server.resume();
+    let mount = client.mount(&server, &[]);
+    eventually("the outbox is empty", || {
+        let list = client.ask(&["outbox", "list", "--json", mount.dir.to_str().unwrap()]);
+        (!list.contains("unsent") && !list.contains("sending")).then_some(())
+    });
+    let other = Client::new(&dir.path().join("b"), &server);
+    let other = other.mount(&server, &[]);
+    assert_eq!(fs::read_to_string(other.at("kept")).unwrap(), "second version");
+}
+
+#[test]
+fn what_was_not_closed_at_the_crash_is_kept_and_never_sent_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &[]);
+    fs::write(mount.at("f"), "committed").unwrap();
+    let held = fs::OpenOptions::new().write(true).truncate(true).open(mount.at("f")).unwrap();
+    nix::unistd::write(&held, b"half").unwrap();
+    mount.kill_9();
+    drop(held);
+    run(client.dfs(&["umount"]).arg(&mount.dir));
+    drop(mount);
+    let mount = client.mount(&server, &[]);
+    assert_eq!(fs::read_to_string(mount.at("f")).unwrap(), "committed");
+    let list = client.ask(&["outbox", "list", mount.dir.to_str().unwrap()]);
+    assert!(list.contains("interrupted"), "{list}");
+}
+
+#[test]
+fn a_server_that_is_away_is_an_error_never_an_empty_directory_and_the_mount_recovers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &["--timeout", "2s"]);
+    fs::write(mount.at("f"), "x").unwrap();
+    server.kill_9();
+    assert!(fs::read_dir(&mount.dir).map(Iterator::count).is_err());
+    assert!(fs::read(mount.at("f")).is_err());
+    server.resume();
+    eventually("the mount works again", || fs::read_to_string(mount.at("f")).ok());
+    assert_eq!(shell(&mount.dir, "ls"), "f\n");
+}
+
+#[test]
+fn umount_names_what_it_cannot_send_and_force_keeps_it_for_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &["--timeout", "1s"]);
+    fs::write(mount.at("precious"), "one").unwrap();
+    let held = fs::OpenOptions::new().append(true).open(mount.at("precious")).unwrap();
+    nix::unistd::write(&held, b" two").unwrap();
+    server.kill_9();
+    drop(held);
+    let refused = attempt(client.dfs(&["umount", "--timeout", "1s"]).arg(&mount.dir));
+    assert!(!refused.status.success());
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("precious"), "{text}");
+    assert!(is_mounted(&mount.dir));
+    run(client.dfs(&["umount", "--force", "--timeout", "1s"]).arg(&mount.dir));
+    drop(mount);
+    server.resume();
+    let mount = client.mount(&server, &[]);
+    eventually("the unsent change arrives", || {
+        (fs::read_to_string(mount.at("precious")).unwrap() == "one two").then_some(())
+    });
+}

@@ -1,0 +1,12 @@
+//! Real processes and real mounts. Needs root, /dev/fuse and the built programs.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod budget;
+mod crash;
+mod kernel;
+mod program;
+mod scenario;
+mod split;

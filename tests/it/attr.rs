@@ -1,0 +1,131 @@
+use dfs_mount::vfs::Change;
+use dfs_proto::attr::{SetAttr, SetTime, Timestamp};
+
+use super::support::Cell;
+use super::*;
+
+fn size(size: u64) -> Change {
+    Change { size: Some(size), ..Change::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stat_of_a_file_being_written_shows_what_was_written() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, created.opened.handle);
+    a.vfs.write(handle, WriteTo::Offset(10), b"x", false).unwrap();
+    assert_eq!(a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr.size, 11);
+    let found = a.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
+    assert_eq!((found.nodeid, found.attr.size), (nodeid, 11));
+    let elsewhere = cell.client(true).await.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
+    assert_eq!(elsewhere.attr.size, 0, "not before close");
+    close(&a.vfs, handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fstat_of_an_open_file_that_was_removed_has_no_names() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    put(&a.vfs, "file", b"abc").await;
+    let reader = open(&a.vfs, "file", READ).await;
+    a.vfs.unlink(&root(), at(ROOT, "file")).await.unwrap();
+    let gone = a.vfs.lookup(&root(), at(ROOT, "file")).await;
+    assert!(matches!(gone, Err(Error::Fs(FsError::NotFound))));
+    let attr = a.vfs.getattr(&root(), reader.nodeid, None).await.unwrap().attr;
+    assert_eq!((attr.nlink, attr.size), (0, 3));
+    assert_eq!(content(&a.vfs, reader.handle), b"abc");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_file_can_be_written_and_closed() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let created = create(&a.vfs, "file").await;
+    let handle = created.opened.handle;
+    a.vfs.unlink(&root(), at(ROOT, "file")).await.unwrap();
+    a.vfs.write(handle, WriteTo::Offset(0), b"abc", false).unwrap();
+    let attr = a.vfs.getattr(&root(), created.entry.nodeid, None).await.unwrap().attr;
+    assert_eq!((attr.nlink, attr.size), (0, 3));
+    a.vfs.fsync(&root(), handle).await.unwrap();
+    close(&a.vfs, handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn truncate_by_path_is_committed_when_it_returns() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    let entry = put(&a.vfs, "file", b"abcdef").await;
+    let cut = a.vfs.setattr(&root(), entry.nodeid, None, size(2)).await.unwrap();
+    assert_eq!(cut.attr.size, 2);
+    assert_eq!(read(&b.vfs, "file").await, b"ab");
+    a.vfs.setattr(&root(), entry.nodeid, None, size(4)).await.unwrap();
+    assert_eq!(read(&b.vfs, "file").await, b"ab\0\0");
+    a.vfs.setattr(&root(), entry.nodeid, None, size(0)).await.unwrap();
+    assert_eq!(read(&b.vfs, "file").await, b"");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn truncate_through_a_handle_travels_with_the_close() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    put(&a.vfs, "file", b"abcdef").await;
+    let writer = open(&a.vfs, "file", WRITE).await;
+    let handle = Some(writer.handle);
+    let cut = a.vfs.setattr(&root(), writer.nodeid, handle, size(3)).await.unwrap();
+    assert_eq!(cut.attr.size, 3);
+    assert_eq!(read(&b.vfs, "file").await, b"abcdef");
+    close(&a.vfs, writer.handle).await;
+    assert_eq!(read(&b.vfs, "file").await, b"abc");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_set_while_writing_are_the_files_times_after_close() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, created.opened.handle);
+    a.vfs.write(handle, WriteTo::Offset(0), b"x", false).unwrap();
+    let mtime = Timestamp::new(1_000_000_000, 123_456_789);
+    let atime = Timestamp::new(1_100_000_000, 0);
+    let set = SetAttr {
+        mtime: Some(SetTime::At(mtime)),
+        atime: Some(SetTime::At(atime)),
+        ..SetAttr::default()
+    };
+    let change = Change { set, size: None };
+    let entry = a.vfs.setattr(&root(), nodeid, Some(handle), change).await.unwrap();
+    assert_eq!((entry.attr.mtime, entry.attr.atime), (mtime, atime));
+    close(&a.vfs, handle).await;
+    let seen = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr;
+    assert_eq!((seen.mtime, seen.atime, seen.size), (mtime, atime, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opening_for_writing_and_closing_changes_nothing() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let before = put(&a.vfs, "file", b"abc").await;
+    let writer = open(&a.vfs, "file", WRITE).await;
+    let open_attr = a.vfs.getattr(&root(), writer.nodeid, None).await.unwrap().attr;
+    assert_eq!(open_attr.mtime, before.attr.mtime);
+    close(&a.vfs, writer.handle).await;
+    let after = a.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
+    assert_eq!(after.attr, before.attr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_by_somebody_unprivileged_clears_set_id_bits() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    let entry = put(&a.vfs, "file", b"abc").await;
+    let set = SetAttr { mode: Some(0o4755), ..SetAttr::default() };
+    a.vfs.setattr(&root(), entry.nodeid, None, Change { set, size: None }).await.unwrap();
+    let writer = open(&a.vfs, "file", WRITE).await;
+    a.vfs.write(writer.handle, WriteTo::Offset(0), b"X", true).unwrap();
+    let shown = a.vfs.getattr(&root(), writer.nodeid, None).await.unwrap().attr.mode;
+    assert_eq!(shown, 0o755);
+    close(&a.vfs, writer.handle).await;
+    let seen = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr.mode;
+    assert_eq!(seen, 0o755);
+}
