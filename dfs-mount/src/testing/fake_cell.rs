@@ -59,6 +59,8 @@ pub struct Cell {
     /// Errors to answer with, by operation, before it is run.
     pub refusals: HashMap<&'static str, VecDeque<FsError>>,
     pub yields: Vec<(FileId, FencingToken)>,
+    /// Recalls of sessions without a stream: told when it opens, as the directory does.
+    unheard: Vec<(SessionId, FileId, FencingToken)>,
     pub calls: Vec<String>,
 }
 
@@ -87,6 +89,7 @@ impl FakeCell {
             ticket_lifetime_secs: 3600,
             refusals: HashMap::new(),
             yields: Vec::new(),
+            unheard: Vec::new(),
             calls: Vec::new(),
         };
         let state = Arc::new(Mutex::new(cell));
@@ -279,11 +282,18 @@ impl FakeCell {
         let (sender, mut receiver) = mpsc::unbounded_channel();
         let mut cell = self.cell();
         let epoch = cell.epoch;
+        let unheard = std::mem::take(&mut cell.unheard);
+        let (own, others): (Vec<_>, Vec<_>) =
+            unheard.into_iter().partition(|(id, ..)| Some(*id) == who.session);
+        cell.unheard = others;
         let Some((_, stream)) = who.session.and_then(|id| cell.sessions.get_mut(&id)) else {
             let error = encode_reply(&Err::<SessionEvent, _>(FsError::SessionUnknown));
             return Ok(ReplyBody::Whole(error.expect("small")));
         };
         let _ = sender.send(SessionEvent::Started { epoch });
+        for (_, fid, token) in own {
+            let _ = sender.send(SessionEvent::LockRecall { fid, token });
+        }
         *stream = Some(sender);
         let items = futures_util::stream::poll_fn(move |context| receiver.poll_recv(context));
         let frames = items.map(|item| Ok(encode_reply(&Ok(item)).expect("small")));
@@ -338,8 +348,10 @@ impl Cell {
 
     pub(super) fn recall(&mut self, fid: FileId) {
         let Some((holder, token)) = self.files[&fid].lock else { return };
-        if let Some((_, Some(stream))) = self.sessions.get(&holder) {
-            let _ = stream.send(SessionEvent::LockRecall { fid, token });
+        let stream = self.sessions.get(&holder).and_then(|(_, stream)| stream.as_ref());
+        let recall = SessionEvent::LockRecall { fid, token };
+        if stream.is_none_or(|stream| stream.send(recall).is_err()) {
+            self.unheard.push((holder, fid, token));
         }
     }
 }
