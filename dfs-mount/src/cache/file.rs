@@ -39,13 +39,8 @@ pub struct Stamp {
 
 impl CacheFile {
     pub(super) fn create(id: EntryId, fid: FileId, path: PathBuf) -> io::Result<CacheFile> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(CacheFile { id, fid, path, file, is_recorded: AtomicBool::new(false) })
     }
 

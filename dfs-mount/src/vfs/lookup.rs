@@ -95,8 +95,10 @@ impl Vfs {
         }
     }
 
-    /// A directory and a name in it.
+    /// A directory and a name in it that is about to be changed.
     pub(super) fn name_in(&self, at: &At) -> Result<(Arc<Node>, Name), Error> {
-        Ok((self.node(at.parent)?, Name::parse(&at.name)?))
+        let directory = self.node(at.parent)?;
+        directory.state().end_lookup();
+        Ok((directory, Name::parse(&at.name)?))
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use dfs_proto::attr::{Attr, Timestamp};
+use dfs_proto::attr::{Attr, FileKind, Timestamp};
 use dfs_proto::id::FileId;
 use dfs_proto::name::Name;
 use dfs_proto::version::{DataVersion, Sequence};
@@ -39,7 +39,7 @@ pub(crate) struct State {
     place: Option<Place>,
     open: Option<OpenVersion>,
     mode: ModeRule,
-    /// For whom, and until when, `known` answers one question without a request.
+    /// For whom, and until when, `known` answers a question without a request.
     lookup: Option<FreshLookup>,
 }
 
@@ -54,6 +54,11 @@ struct FreshLookup {
 /// How long a lookup answers its caller's next question. Why: longer than the kernel takes within
 /// one system call on a busy machine, shorter than any other client's close takes to be known.
 const LOOKUP_ANSWERS: Duration = Duration::from_millis(5);
+
+/// How long it answers those about a directory, which may be several: the kernel asks before it
+/// walks through and again before it makes a name there. Why so short: two requests to a server
+/// take longer, so nobody can have been told of a change between the lookup and a later question.
+const DIRECTORY_LOOKUP_ANSWERS: Duration = Duration::from_micros(300);
 
 /// Attributes and how new they are.
 struct Known {
@@ -131,7 +136,17 @@ impl State {
 
     /// A lookup by thread `pid` was answered with what is known at the time `now`.
     pub(crate) fn looked_up(&mut self, pid: u32, now: Duration) {
-        self.lookup = Some(FreshLookup { pid, until: now + LOOKUP_ANSWERS });
+        let answers = if self.is_directory() { DIRECTORY_LOOKUP_ANSWERS } else { LOOKUP_ANSWERS };
+        self.lookup = Some(FreshLookup { pid, until: now + answers });
+    }
+
+    /// The inode is about to be changed from here: a lookup before that answers nothing any more.
+    pub(crate) fn end_lookup(&mut self) {
+        self.lookup = None;
+    }
+
+    fn is_directory(&self) -> bool {
+        self.attr().is_some_and(|attr| attr.kind == FileKind::Directory)
     }
 
     /// What a question of thread `pid` is answered with if it belongs to the lookup before it.
@@ -141,8 +156,13 @@ impl State {
     /// is that one, or of a call that began after the lookup by less than `LOOKUP_ANSWERS`.
     pub(crate) fn attr_of_lookup(&mut self, pid: u32, now: Duration) -> Option<Attr> {
         let lookup = self.lookup.take()?;
-        let is_asker = pid != 0 && lookup.pid == pid && now < lookup.until;
-        if is_asker { self.attr().cloned() } else { None }
+        if pid == 0 || lookup.pid != pid || now >= lookup.until {
+            return None;
+        }
+        if self.is_directory() {
+            self.lookup = Some(lookup);
+        }
+        self.attr().cloned()
     }
 
     pub(crate) fn attr(&self) -> Option<&Attr> {

@@ -241,7 +241,8 @@ impl Vfs {
     ) -> Result<Option<Base>, Error> {
         let Opening { caller, node, how, reply } = opening;
         let is_first = !node.is_open();
-        if how.truncate && is_first {
+        let is_empty = reply.manifest.as_ref().is_some_and(|it| it.size() == 0);
+        if is_first && (how.truncate || is_empty) {
             // Nothing of the old content is needed but its manifest, which tells what the file's
             // chunks are.
             let known = clean.filter(|clean| clean.version == reply.attr.data_version);
@@ -251,7 +252,7 @@ impl Vfs {
                 (None, None) => return Ok(None),
             };
             let file = self.cache().create(node.fid)?;
-            return Ok(Some(Base { file, manifest, is_dirty: true }));
+            return Ok(Some(Base { file, manifest, is_dirty: !is_empty || how.truncate }));
         }
         let Some(clean) = self.current(caller, reply, clean).await? else { return Ok(None) };
         Ok(Some(Base { file: clean.file, manifest: clean.manifest, is_dirty: false }))

@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::tls::Version;
-use reqwest::{Certificate, Identity};
+use reqwest::{Certificate, Identity, Url};
 
 use super::transport::{Call, Dial, Peer, ReplyBody, Transport, TransportError, TransportFault};
 use crate::admin::{CELL_TLS_NAME, Role};
@@ -71,11 +71,9 @@ impl HttpDialer {
             builder = builder.identity(Identity::from_pem(identity.pem.as_bytes())?);
         }
         let tls_name = peer.role.map_or(CELL_TLS_NAME, Role::tls_name);
-        Ok(HttpTransport {
-            client: builder.build()?,
-            base: format!("https://{tls_name}:{}{URL_PREFIX}", peer.port),
-            whom: whom(peer),
-        })
+        let url = Url::parse(&format!("https://{tls_name}:{}", peer.port))
+            .expect("a fixed name and a port make a URL");
+        Ok(HttpTransport { client: builder.build()?, url, whom: whom(peer) })
     }
 }
 
@@ -131,13 +129,16 @@ impl Resolve for FixedHost {
 #[derive(Debug)]
 struct HttpTransport {
     client: reqwest::Client,
-    base: String,
+    /// The peer's address with any path.
+    url: Url,
     whom: String,
 }
 
 impl Transport for HttpTransport {
     fn send(&self, call: Call) -> BoxFuture<'static, Result<ReplyBody, TransportError>> {
-        let request = self.client.post(format!("{}{}", self.base, call.path)).body(body_of(&call));
+        let mut url = self.url.clone();
+        url.set_path(&format!("{URL_PREFIX}{}", call.path));
+        let request = self.client.post(url).body(body_of(&call));
         let (whom, timeout) = (self.whom.clone(), call.timeout);
         Box::pin(async move {
             let response = match tokio::time::timeout(timeout, request.send()).await {

@@ -67,6 +67,9 @@ pub fn make(txn: &mut Txn, new: &NewEntry) -> Result<EntryReply, Abort> {
     };
     txn.put(&entry_key, DirentRow { inode: new.fid.inode, kind: new.kind });
     use_inode(txn, new.fid)?;
+    if is_dir {
+        txn.begin_range(rows::dirents_prefix(new.fid.volume, new.fid.inode));
+    }
     let attr = row.attr(new.fid.volume, new.fid.inode);
     rows::put_inode(txn, new.fid, row);
     let change = EntryChange { entries: 1, subdirectories: i32::from(is_dir), now: new.now };

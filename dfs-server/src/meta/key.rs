@@ -18,6 +18,9 @@ pub type KeyBytes = Arc<[u8]>;
 /// Bytes before the parts of a key: space and tag.
 const HEAD_BYTES: usize = 5;
 
+/// Bytes of a range: a key's head and one number.
+pub(crate) const RANGE_BYTES: usize = HEAD_BYTES + size_of::<u64>();
+
 /// Tag of the layer's own rows, in every space.
 const OWN_TAG: u8 = 0;
 
@@ -115,6 +118,12 @@ pub fn take_u64(parts: &[u8]) -> Option<(u64, &[u8])> {
 pub fn take_u32(parts: &[u8]) -> Option<(u32, &[u8])> {
     let (number, rest) = parts.split_first_chunk()?;
     Some((u32::from_be_bytes(*number), rest))
+}
+
+/// The range that a key lies in: all keys of one space and tag that begin with the same number.
+/// `None` if it has nothing behind the number.
+pub(crate) fn range_of(key: &[u8]) -> Option<&[u8]> {
+    key.get(..RANGE_BYTES).filter(|range| range.len() < key.len())
 }
 
 /// The space that a key belongs to; `None` if it is too short for a key.

@@ -19,10 +19,15 @@
 //! rule 1 its row is in the cache and the load was not accepted after all. Hence the key did not
 //! change in the engine while it was loaded, and is what the last published commit left.
 //!
+//! **Absent without a look.** A range of keys that a commit began (a new directory's entries) is
+//! *whole*: every row of it came through a publication. It stays so until one of its rows is
+//! evicted, and a key of it that is not in memory has no row. So looking up a name that is not
+//! there, before it is made, costs no read of the engine.
+//!
 //! Readers therefore wait for the writer in one case only: for the commit in flight, if it changes
 //! a row that they want and that is not in memory.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::ops::Bound;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -64,6 +69,9 @@ impl Default for CacheBound {
 /// Why more than one: rows in use are passed over, and the cache must shrink again.
 const EVICTION_STEPS: usize = 8;
 
+/// Ranges that are known to be whole; more, and all are forgotten. Why: about 100 bytes each.
+const WHOLE_RANGES_MAX: usize = 64 << 10;
+
 /// A row that is missed, and how to read it.
 #[derive(Clone)]
 pub(crate) struct Wanted {
@@ -76,6 +84,14 @@ pub(crate) struct Incoming {
     pub key: KeyBytes,
     pub row: Row,
     pub bytes: usize,
+}
+
+/// A commit that the engine was given, and that readers see when it is published.
+pub(crate) struct Pending {
+    pub rows: Vec<Incoming>,
+    /// Ranges that had no row before.
+    pub new_ranges: Vec<KeyBytes>,
+    pub sequence: Sequence,
 }
 
 struct Entry {
@@ -91,6 +107,8 @@ pub(crate) struct Published {
     /// Every key of `entries` once, in the order in which eviction looks at them.
     ring: VecDeque<KeyBytes>,
     bytes: usize,
+    /// Ranges (`key::range_of`) of which every row is in `entries`.
+    whole: HashSet<KeyBytes>,
     /// How many want each key to stay, whether it is in `entries` yet or not.
     pins: HashMap<KeyBytes, usize>,
     announced: Option<Arc<Changes>>,
@@ -121,6 +139,7 @@ impl Rows {
             entries: HashMap::new(),
             ring: VecDeque::new(),
             bytes: 0,
+            whole: HashSet::new(),
             pins: HashMap::new(),
             announced: None,
             ended: 0,
@@ -207,13 +226,17 @@ impl Rows {
     }
 
     /// The engine took what was announced: readers see it from here on.
-    pub fn publish(&self, changes: Vec<Incoming>, sequence: Sequence) {
+    pub fn publish(&self, pending: Pending) {
         let mut published = self.exclusive();
-        for incoming in changes {
+        if published.whole.len() + pending.new_ranges.len() > WHOLE_RANGES_MAX {
+            published.whole.clear();
+        }
+        published.whole.extend(pending.new_ranges);
+        for incoming in pending.rows {
             published.insert(incoming);
             published.evict(self.bound);
         }
-        published.sequence = sequence;
+        published.sequence = pending.sequence;
         self.end_announcement(published);
     }
 
@@ -248,7 +271,10 @@ impl Rows {
 
 impl Published {
     pub fn find(&self, key: &[u8]) -> Option<Row> {
-        let entry = self.entries.get(key)?;
+        let Some(entry) = self.entries.get(key) else {
+            let is_known = key::range_of(key).is_some_and(|range| self.whole.contains(range));
+            return is_known.then_some(None);
+        };
         // Look first: a store would make every reader's core fetch the line for itself.
         if !entry.used.load(Relaxed) {
             entry.used.store(true, Relaxed);
@@ -282,6 +308,9 @@ impl Published {
                 self.ring.push_back(key);
             } else if let Some(entry) = self.entries.remove(&key) {
                 self.bytes -= entry.bytes;
+                if let Some(range) = key::range_of(&key).filter(|_| entry.row.is_some()) {
+                    self.whole.remove(range);
+                }
             }
         }
     }

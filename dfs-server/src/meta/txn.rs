@@ -15,7 +15,7 @@ use dfs_proto::version::Sequence;
 
 use super::record::{AnyRow, decode_any, downcast};
 use super::rows::{Changes, Published, Row, Rows, Wanted};
-use super::{Abort, Key, Record, Space, internal, key};
+use super::{Abort, Key, KeyBytes, Record, Space, internal, key};
 
 /// A consistent view of a space's rows.
 pub struct ReadTxn<'a> {
@@ -31,6 +31,15 @@ pub struct ReadTxn<'a> {
 /// A view of a space's rows that can be changed.
 pub struct Txn<'a> {
     view: ReadTxn<'a>,
+    new_ranges: Vec<KeyBytes>,
+}
+
+/// What a closure did.
+#[derive(Default)]
+pub(crate) struct Made {
+    pub changes: Changes,
+    /// Ranges that had no row before this.
+    pub new_ranges: Vec<KeyBytes>,
 }
 
 enum Source<'a> {
@@ -167,7 +176,7 @@ impl<'a> Txn<'a> {
         sequence: Sequence,
     ) -> Txn<'a> {
         let view = ReadTxn::new(space, Source::Cache(rows), sequence);
-        Txn { view: ReadTxn { batch: Some(batch), ..view } }
+        Txn { view: ReadTxn { batch: Some(batch), ..view }, new_ranges: Vec::new() }
     }
 
     /// Makes `row` the row of `key`.
@@ -183,6 +192,18 @@ impl<'a> Txn<'a> {
         self.change(key, None);
     }
 
+    /// Says that no row's key begins with `range`, nor ever did: from this commit on, rows that are
+    /// not in memory need not be looked for, as long as all that come are.
+    ///
+    /// # Panics
+    /// If it is no prefix of a space, a tag and one number: the operation then fails with
+    /// `Internal`.
+    pub fn begin_range(&mut self, range: KeyBytes) {
+        let space = key::space_of(&range);
+        assert_eq!((space, range.len()), (Some(self.view.space), key::RANGE_BYTES));
+        self.new_ranges.push(range);
+    }
+
     fn change<R: Record>(&mut self, key: &Key<R>, row: Option<Arc<R>>) {
         let space = key::space_of(key.bytes());
         assert_eq!(space, Some(self.view.space), "{key:?} is changed by its own space only");
@@ -190,9 +211,9 @@ impl<'a> Txn<'a> {
     }
 
     /// How the closure ended, and with what changes.
-    pub(crate) fn end(mut self, result: Result<(), Abort>) -> (Ended<()>, Changes) {
+    pub(crate) fn end(mut self, result: Result<(), Abort>) -> (Ended<()>, Made) {
         let changes = std::mem::take(&mut self.view.own);
-        (self.view.end(result), changes)
+        (self.view.end(result), Made { changes, new_ranges: self.new_ranges })
     }
 }
 

@@ -27,8 +27,8 @@ use dfs_proto::version::{Epoch, Sequence};
 use tokio::sync::oneshot;
 
 use super::record::{self, AnyRow, RecordError, StoreState};
-use super::rows::{self, Changes, Incoming, Pins, Rows, Wanted};
-use super::txn::{Ended, Txn};
+use super::rows::{self, Changes, Incoming, Pending, Pins, Rows, Wanted};
+use super::txn::{Ended, Made, Txn};
 use super::{
     Abort, Batch, CacheBound, Durability, Engine, EngineError, KeyBytes, Space, internal, key,
     moved,
@@ -101,17 +101,11 @@ struct Missed {
 
 /// Jobs that are committed together.
 struct Round {
-    changes: Changes,
+    made: Made,
     sequence: Sequence,
     durability: Durability,
     ended: Vec<(Waiting, Result<(), FsError>)>,
     missed: Vec<Missed>,
-}
-
-/// A batch that the engine was given.
-struct Pending {
-    rows: Vec<Incoming>,
-    sequence: Sequence,
 }
 
 /// What became of a batch. Not applied without an error does not occur.
@@ -193,7 +187,7 @@ impl Core {
             return Vec::new();
         }
         let mut round = Round {
-            changes: Changes::new(),
+            made: Made::default(),
             sequence: self.rows.sequence(),
             durability: Durability::Process,
             ended: Vec::with_capacity(waiting.len()),
@@ -208,15 +202,16 @@ impl Core {
     fn run_job(&self, mut waiting: Waiting, round: &mut Round) {
         // Counters go on through epochs: easier to read, and a state row tells its age.
         let sequence = Sequence::new(self.epoch, round.sequence.counter + 1);
-        let mut txn = Txn::new(self.space, &self.rows, &round.changes, sequence);
+        let mut txn = Txn::new(self.space, &self.rows, &round.made.changes, sequence);
         let run = catch_unwind(AssertUnwindSafe(|| waiting.job.run(&mut txn)));
         let result = run.unwrap_or_else(|panic| Err(Abort::Fail(panicked(&*panic))));
         match txn.end(result) {
-            (Ended::Done(()), changes) => {
-                if !changes.is_empty() {
+            (Ended::Done(()), made) => {
+                if !made.changes.is_empty() {
                     round.sequence = sequence;
                 }
-                round.changes.extend(changes);
+                round.made.changes.extend(made.changes);
+                round.made.new_ranges.extend(made.new_ranges);
                 round.durability = round.durability.max(waiting.job.durability());
                 round.ended.push((waiting, Ok(())));
             }
@@ -226,13 +221,13 @@ impl Core {
     }
 
     fn commit_round(&mut self, round: Round) -> Vec<Missed> {
-        let Round { changes, sequence, durability, ended, mut missed } = round;
+        let Round { made, sequence, durability, ended, mut missed } = round;
         let needs_sync = durability == Durability::Stable && self.stable != self.rows.sequence();
-        let fate = if changes.is_empty() && !needs_sync {
+        let fate = if made.changes.is_empty() && !needs_sync {
             Fate::DONE
         } else {
-            match encode(&changes) {
-                Ok(rows) => self.commit(changes, rows, sequence, durability),
+            match encode(&made.changes) {
+                Ok(rows) => self.commit(made, rows, sequence, durability),
                 // One row is not fit to be stored: find out whose by running each job alone.
                 Err(_) if ended.len() > 1 => {
                     for (waiting, _) in ended {
@@ -254,18 +249,19 @@ impl Core {
 
     fn commit(
         &mut self,
-        changes: Changes,
+        made: Made,
         rows: Vec<Option<Vec<u8>>>,
         sequence: Sequence,
         durability: Durability,
     ) -> Fate {
+        let Made { changes, new_ranges } = made;
         let changes = Arc::new(changes);
         let incoming = changes.iter().zip(&rows).map(|((key, row), bytes)| Incoming {
             key: key.clone(),
             row: row.clone(),
             bytes: key.len() + bytes.as_ref().map_or(0, Vec::len),
         });
-        let pending = Pending { rows: incoming.collect(), sequence };
+        let pending = Pending { rows: incoming.collect(), new_ranges, sequence };
         let batch = self.batch(changes.keys().cloned().zip(rows), sequence, durability);
         self.rows.announce(changes);
         match self.engine.commit(&batch) {
@@ -273,7 +269,7 @@ impl Core {
                 if durability == Durability::Stable {
                     self.stable = sequence;
                 }
-                self.rows.publish(pending.rows, sequence);
+                self.rows.publish(pending);
                 Fate::DONE
             }
             Err(error @ EngineError::NotOwner { .. }) => {
@@ -318,7 +314,7 @@ impl Core {
         };
         match reached(&*self.engine, self.space) {
             Ok(sequence) if sequence == pending.sequence => {
-                self.rows.publish(pending.rows, sequence);
+                self.rows.publish(pending);
                 Ok(())
             }
             Ok(sequence) if sequence == self.rows.sequence() => {

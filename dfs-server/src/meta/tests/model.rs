@@ -10,6 +10,7 @@ use proptest::{prop_oneof, proptest};
 
 use super::support::{Count, HOLDER, PROCESS, SPACE};
 use crate::meta::faulty::{Faults, FaultyEngine, Moment};
+use crate::meta::key::prefix;
 use crate::meta::memory::MemoryEngine;
 use crate::meta::writer::{Answer, Core, job};
 use crate::meta::{Abort, CacheBound, Durability, Key, Txn};
@@ -17,6 +18,8 @@ use crate::meta::{Abort, CacheBound, Durability, Key, Txn};
 /// Rows that jobs work on; one more row is changed by every job, so that each has a sequence.
 const ROWS: u8 = 5;
 const TICK: u8 = ROWS;
+/// The range that all of them lie in.
+const RANGE: u64 = 7;
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -70,7 +73,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn key(row: u8) -> Key<Count> {
-    Key::new(SPACE, 1, &[&[row]])
+    Key::new(SPACE, 1, &[&RANGE.to_be_bytes(), &[row]])
 }
 
 /// What the last run of a job saw.
@@ -132,6 +135,18 @@ impl World {
         let (core, faults) = World::start(&memory);
         let last = Sequence::default();
         World { memory, faults, core, history: vec![State::new()], last, tick: 0 }
+    }
+
+    /// Has memory know that the range was empty so far.
+    fn begin_range(&mut self) {
+        let (job, mut answer) = job(PROCESS, |txn| {
+            txn.begin_range(prefix(SPACE, 1, &[&RANGE.to_be_bytes()]));
+            txn.put(&key(TICK), Count(0));
+            Ok(txn.sequence())
+        });
+        self.core.run_batch(vec![job]);
+        self.last = answer.try_recv().unwrap().unwrap();
+        self.history.push(State::from([(TICK, 0)]));
     }
 
     fn start(memory: &Arc<MemoryEngine>) -> (Core, Faults) {
@@ -259,8 +274,14 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn jobs_see_and_leave_what_the_model_does(events in prop::collection::vec(event(), 1..40)) {
+    fn jobs_see_and_leave_what_the_model_does(
+        is_range_new in any::<bool>(),
+        events in prop::collection::vec(event(), 1..40),
+    ) {
         let mut world = World::new();
+        if is_range_new {
+            world.begin_range();
+        }
         for event in events {
             world.apply(event);
         }

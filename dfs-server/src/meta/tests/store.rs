@@ -332,3 +332,26 @@ async fn a_store_that_lost_its_space_answers_nothing() {
     assert!(matches!(read, Err(FsError::Unavailable { .. })), "{read:?}");
     assert_eq!(get(&new, "a").await, Some(1));
 }
+
+#[tokio::test]
+async fn what_is_not_in_a_range_that_was_just_begun_is_known_without_a_look() {
+    let (engine, faults) = faulty();
+    let store = open(&engine);
+    let range = key::prefix(SPACE, 1, &[&9u64.to_be_bytes()]);
+    let name = |name: &str| Key::<Count>::new(SPACE, 1, &[&9u64.to_be_bytes(), name.as_bytes()]);
+    let (begun, first) = (range.clone(), name("first"));
+    let begin = move |txn: &mut Txn<'_>| {
+        txn.begin_range(begun.clone());
+        txn.put(&first, Count(1));
+        Ok(())
+    };
+    store.write(PROCESS, begin).await.unwrap();
+    let before = faults.loads();
+    let keys = [name("first"), name("second"), name("third")];
+    let rows = store.read(|txn| txn.get_all(&keys)).await.unwrap();
+    assert_eq!(rows.iter().flatten().count(), 1);
+    assert_eq!(faults.loads(), before);
+    let elsewhere = Key::<Count>::new(SPACE, 1, &[&10u64.to_be_bytes(), b"second"]);
+    store.read(|txn| txn.get(&elsewhere)).await.unwrap();
+    assert_eq!(faults.loads(), before + 1, "another range is looked at");
+}
