@@ -311,7 +311,7 @@ impl Writeback {
         };
         let owed = Owed { attr: CommitAttr::default(), durability: Durability::Process };
         let job = self.job(copy, right, &owed);
-        let sent = match store::settle(&self.inner.session, &job, pending.op).await {
+        let sent = match store::settle(&job, pending.op, &pending.manifest).await {
             Err(FsError::Stale) => Some(Sent::Vanished),
             sent => sent?,
         };

@@ -17,17 +17,18 @@ use dfs_proto::capability::CommitIntent;
 use dfs_proto::chunk::ChunkHash;
 use dfs_proto::client::CallError;
 use dfs_proto::codec;
-use dfs_proto::directory::{Change, CommitReply, Durability, GetAttr, OutcomeReply, WriteGrant};
+use dfs_proto::directory::{
+    Change, CommitReply, Durability, GetAttr, Open, OpenAccess, OutcomeReply, WriteGrant,
+};
 use dfs_proto::file::Store;
 use dfs_proto::id::{NodeId, OpId};
 use dfs_proto::limits::HEAD_BYTES_MAX;
 use dfs_proto::manifest::Manifest;
-use dfs_proto::version::{DataVersion, FencingToken};
+use dfs_proto::version::{DataVersion, FencingToken, Sequence};
 
 use crate::cache::CacheError;
 use crate::metrics::Counter;
 use crate::placement::{Next, Replicas, most_telling};
-use crate::session::Session;
 use crate::session::connection::{Attempt, Sending, To, is_unsent};
 
 use super::chunker;
@@ -276,7 +277,7 @@ impl Sender<'_> {
         if !self.progress.is_ambiguous {
             return Sent::Conflict(conflict);
         }
-        match settle(&self.job.session, self.job, self.op).await {
+        match settle(self.job, self.op, &self.plan.manifest).await {
             Ok(Some(stored)) => stored,
             Ok(None) => Sent::Conflict(conflict),
             Err(error) => Sent::Unsent { error, is_open: true },
@@ -294,7 +295,7 @@ impl Sender<'_> {
         if !self.progress.is_ambiguous {
             return Sent::Unsent { error, is_open: false };
         }
-        match settle(&self.job.session, self.job, self.op).await {
+        match settle(self.job, self.op, &self.plan.manifest).await {
             Ok(Some(stored)) => stored,
             Ok(None) => Sent::Unsent { error, is_open: false },
             Err(_) => Sent::Unsent { error, is_open: true },
@@ -312,20 +313,40 @@ impl Sender<'_> {
     }
 }
 
-/// What became of an op that was not answered: `None` if it changed nothing and never will.
+/// What became of an op that was to store `manifest` and was not answered: `None` if it changed
+/// nothing and never will.
 pub(super) async fn settle(
-    session: &Session,
     job: &Job,
     op: OpId,
+    manifest: &Manifest,
 ) -> Result<Option<Sent>, FsError> {
-    let OutcomeReply::Committed(sequence) = session.outcome(op).await? else {
+    let OutcomeReply::Committed(sequence) = job.session.outcome(op).await? else {
         return Ok(None);
     };
     let version = DataVersion::from(sequence);
+    if sequence == Sequence::default() {
+        return stored_at_some_version(job, manifest).await.map(Some);
+    }
     let request = GetAttr { fid: job.fid };
-    let reply = session.call(Role::Directory, job.caller.as_ref(), &request).await;
+    let reply = job.session.call(Role::Directory, job.caller.as_ref(), &request).await;
     let attr = reply.ok().map(|reply| reply.attr).filter(|attr| attr.data_version == version);
     Ok(Some(Sent::Stored { version, attr }))
+}
+
+/// For an op of which the server still knows that it was done, but not as which version. The
+/// current one is as good if it has the same content; if not, a change came after ours, and the
+/// version of none stands for ours.
+async fn stored_at_some_version(job: &Job, manifest: &Manifest) -> Result<Sent, FsError> {
+    let request = Open { fid: job.fid, access: OpenAccess::Read, have: None };
+    let unknown = Sent::Stored { version: DataVersion::default(), attr: None };
+    match job.session.call(Role::Directory, job.caller.as_ref(), &request).await {
+        Ok(current) if current.manifest.as_ref() == Some(manifest) => {
+            Ok(Sent::Stored { version: current.attr.data_version, attr: Some(current.attr) })
+        }
+        // Who may write may not be allowed to read.
+        Ok(_) | Err(FsError::AccessDenied) => Ok(unknown),
+        Err(error) => Err(error),
+    }
 }
 
 fn stored(job: &Job, reply: CommitReply) -> Sent {

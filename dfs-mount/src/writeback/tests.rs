@@ -1,8 +1,9 @@
 //! Write-back against a cell in memory. What is said of a kill is in `replay`, of locks in
-//! `recall`.
+//! `recall`, of ops whose answer is lost for good in `settle`.
 
 mod recall;
 mod replay;
+mod settle;
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

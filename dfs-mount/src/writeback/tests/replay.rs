@@ -11,7 +11,11 @@ use crate::writeback::failpoint::Point;
 use crate::writeback::{OutboxState, Working};
 
 /// Lets a flush run up to a point and kills the client there.
-async fn kill_at(world: World, working: Working, point: Point) -> (FakeCell, tempfile::TempDir) {
+pub(super) async fn kill_at(
+    world: World,
+    working: Working,
+    point: Point,
+) -> (FakeCell, tempfile::TempDir) {
     let failpoints = world.client.writeback.failpoints().clone();
     failpoints.arm(point);
     let client = world.client.clone();
@@ -23,7 +27,7 @@ async fn kill_at(world: World, working: Working, point: Point) -> (FakeCell, tem
     (world.cell, world.dir)
 }
 
-async fn edited(world: &World, content: &[u8]) -> Working {
+pub(super) async fn edited(world: &World, content: &[u8]) -> Working {
     let fid = world.client.put("a", b"base").await.unwrap();
     let working = world.client.open_write(fid).await.unwrap();
     working.write_at(0, content).unwrap();
