@@ -226,6 +226,16 @@ impl Cache {
         tokio::task::spawn_blocking(check).await.ok()?
     }
 
+    /// The version of a file that is cached, unchecked.
+    pub fn version(&self, fid: FileId) -> Option<DataVersion> {
+        let books = self.books();
+        let slot = books.index.current(fid).and_then(|id| books.index.slot(id))?;
+        match &slot.entry.state {
+            State::Clean(content) => Some(content.version),
+            _ => None,
+        }
+    }
+
     fn find_clean(&self, fid: FileId) -> Option<Candidate> {
         let mut books = self.books();
         let id = books.index.current(fid)?;
@@ -255,11 +265,20 @@ impl Cache {
                 true
             }
             wrong => {
-                tracing::warn!(fid = %file.fid(), result = ?wrong, "damaged cache file dropped");
-                self.drop_entry(file.id(), Counter::CacheDropCorrupt);
+                if self.is_still(file.id(), content) {
+                    tracing::warn!(fid = %file.fid(), result = ?wrong, "damaged cache file dropped");
+                    self.drop_entry(file.id(), Counter::CacheDropCorrupt);
+                }
                 false
             }
         }
+    }
+
+    /// Whether an entry is still the version that it was. If not, somebody writes to its file.
+    fn is_still(&self, id: EntryId, content: &Content) -> bool {
+        let books = self.books();
+        let state = books.index.slot(id).map(|slot| &slot.entry.state);
+        matches!(state, Some(State::Clean(now)) if now.version == content.version)
     }
 
     /// A new empty file. It becomes an entry when it is recorded; unrecorded, it goes with its

@@ -204,6 +204,10 @@ impl Writeback {
         let copy = &working.copy;
         let mut right = copy.right.lock().await;
         self.settle_pending(copy, &mut right).await?;
+        if !self.is_live(copy) {
+            // Its last writer closed it while we waited.
+            return Ok(None);
+        }
         let current = reply.attr.data_version;
         // An answer from before our own last commit is no news.
         if current > copy.facts().base.version {
@@ -223,7 +227,7 @@ impl Writeback {
     ///
     /// # Errors
     /// `Unavailable` if a working copy stands for the file already (join it); those of the cache.
-    pub async fn begin(&self, intent: WriteIntent, begin: Begin) -> Result<Working, ContentError> {
+    pub async fn begin(&self, intent: &WriteIntent, begin: Begin) -> Result<Working, ContentError> {
         let fid = intent.fid();
         if self.working(fid).is_some() {
             return Err(FsError::unavailable("file is being opened by somebody else").into());

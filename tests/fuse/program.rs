@@ -159,3 +159,42 @@ fn a_reader_keeps_its_version_while_a_new_open_sees_the_next() {
         (fs::metadata(b.at("f")).unwrap().len() == 3).then_some(())
     });
 }
+
+/// Has several shells append lines to one file at once, one after another on each of `mounts`.
+fn append_at_once(mounts: &[&std::path::Path], prepare: &str) {
+    const LINES: usize = 60;
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let dir = mounts[writer % mounts.len()];
+            let script = format!(
+                "for line in $(seq {LINES}); do echo {writer}-$line >> log || exit 1; done"
+            );
+            let mut command = Command::new("bash");
+            command.args(["-c", &script]).current_dir(dir);
+            command
+        })
+        .collect();
+    shell(mounts[0], prepare);
+    let running: Vec<_> = writers.into_iter().map(|mut it| it.spawn().unwrap()).collect();
+    let ends: Vec<_> = running.into_iter().map(|mut it| it.wait().unwrap().success()).collect();
+    assert_eq!(ends, [true; 4]);
+    for dir in mounts {
+        let lines = shell(dir, "sort -u log | wc -l");
+        assert_eq!(lines.trim(), (4 * LINES).to_string());
+    }
+}
+
+#[test]
+fn programs_that_append_to_one_file_at_once_lose_no_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let (a, b) =
+        (Client::new(&dir.path().join("a"), &server), Client::new(&dir.path().join("b"), &server));
+    let (a, b) = (a.mount(&server, &[]), b.mount(&server, &[]));
+    append_at_once(&[&a.at("")], ": > log");
+    for _ in 0..3 {
+        append_at_once(&[&a.at(""), &b.at("")], "rm -f log");
+    }
+    a.umount();
+    b.umount();
+}

@@ -66,6 +66,20 @@ async fn a_recorded_version_is_there_in_the_next_run() {
 }
 
 #[tokio::test]
+async fn a_version_that_became_a_working_copy_while_it_was_checked_is_not_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let file = add(&cache, 5, b"hello");
+    // Somebody looked the version up, and then another one wrote.
+    let candidate = cache.find_clean(fid(5)).unwrap();
+    cache.record(&file, &Origin::default(), working(b"hello"), None).unwrap();
+    cache.write_at(&file, b"jello", 0).unwrap();
+    assert!(!cache.check(&file, &candidate.content, candidate.checked));
+    assert_eq!(cache.unclean().len(), 1, "the working copy is where it was");
+    assert!(file.path().exists());
+}
+
+#[tokio::test]
 async fn a_damaged_or_missing_file_is_dropped_at_its_first_use() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());

@@ -170,6 +170,26 @@ async fn a_lock_that_rides_on_a_heartbeat_is_taken_off_it_when_it_is_wanted_agai
 }
 
 #[tokio::test]
+async fn a_creation_learns_which_locks_were_on_their_way_back_while_it_was_under_way() {
+    let (cell, clock) = world();
+    let (session, _recalls) = open(&cell, &clock).await;
+    let before = session.begin_creation();
+    let (asked, rode, kept) =
+        (create(&session).await, create(&session).await, create(&session).await);
+    let token = cell.cell().files[&rode].lock.unwrap().1;
+    session.goes_back(asked);
+    session.yield_soon(rode, token);
+    until_in_time(&clock, || cell.cell().yields == [(rode, token)]).await;
+    let during = session.begin_creation();
+    session.went_back(asked);
+    assert!(before.has_gone_back(asked) && before.has_gone_back(rode));
+    assert!(during.has_gone_back(asked), "it was under way when the creation began");
+    assert!(!before.has_gone_back(kept));
+    drop((before, during));
+    assert!(!session.begin_creation().has_gone_back(asked), "that is over");
+}
+
+#[tokio::test]
 async fn a_recalled_lock_does_not_wait_for_the_next_heartbeat() {
     let (cell, clock) = world();
     let (session, _recalls) = open(&cell, &clock).await;

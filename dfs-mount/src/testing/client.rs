@@ -111,7 +111,7 @@ impl TestClient {
             origin: Origin { hint: name.to_string(), caller: None },
             is_dirty: false,
         };
-        self.writeback.begin(intent, begin).await
+        self.writeback.begin(&intent, begin).await
     }
 
     /// Opens a file for writing, waiting for its lock up to a second.
@@ -135,7 +135,7 @@ impl TestClient {
             origin: Origin { hint: fid.to_string(), caller: None },
             is_dirty: false,
         };
-        self.writeback.begin(intent, begin).await
+        self.writeback.begin(&intent, begin).await
     }
 
     /// Opens a file for reading and reads all of it.

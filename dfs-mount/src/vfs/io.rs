@@ -98,12 +98,7 @@ impl Vfs {
         }
         match to {
             WriteTo::Offset(offset) => working.write_at(offset, data)?,
-            WriteTo::End => {
-                let _append = handle.node.append.lock().unwrap_or_else(PoisonError::into_inner);
-                let end =
-                    handle.file.size().map_err(Error::local("look up a cache file's size"))?;
-                working.write_at(end, data)?;
-            }
+            WriteTo::End => working.append(data)?,
         }
         Ok(())
     }
@@ -115,7 +110,6 @@ impl Vfs {
         if clears_set_id {
             self.note_set_id_cleared(&handle.node);
         }
-        let _append = handle.node.append.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(working.set_len(size)?)
     }
 

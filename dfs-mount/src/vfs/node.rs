@@ -25,8 +25,6 @@ pub(crate) struct Node {
     pub(crate) fid: FileId,
     /// Held from an open's answer until its handle exists. Nodes of one file share it.
     pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
-    /// Held while an append looks up the end and writes there.
-    pub(crate) append: Mutex<()>,
     /// A symbolic link's target: it never changes.
     pub(crate) target: OnceLock<Arc<[u8]>>,
     state: Mutex<State>,
@@ -98,14 +96,7 @@ pub(crate) struct OtherVersionOpen;
 
 impl Node {
     pub(crate) fn new(nodeid: u64, fid: FileId) -> Node {
-        Node {
-            nodeid,
-            fid,
-            gate: Arc::default(),
-            append: Mutex::default(),
-            target: OnceLock::new(),
-            state: Mutex::default(),
-        }
+        Node { nodeid, fid, gate: Arc::default(), target: OnceLock::new(), state: Mutex::default() }
     }
 
     /// Another node of the same file.
@@ -195,7 +186,9 @@ impl State {
         may_write: bool,
         may_pass: bool,
     ) -> Result<Way, OtherVersionOpen> {
-        self.learn(wanted.attr.clone(), wanted.sequence);
+        let newest = self.learn(wanted.attr.clone(), wanted.sequence);
+        let attr = if newest.data_version == wanted.version { newest } else { wanted.attr };
+        let wanted = OpenVersion { attr, ..wanted };
         let open = match &mut self.open {
             Some(open) if !Arc::ptr_eq(&open.file, &wanted.file) => return Err(OtherVersionOpen),
             Some(open) => {
@@ -241,6 +234,16 @@ impl State {
         let is_news = self.known.as_ref().is_none_or(|known| known.sequence <= sequence);
         let shown = self.open.as_ref().map(|open| open.version);
         is_news && shown.is_some_and(|version| version != attr.data_version)
+    }
+}
+
+impl State {
+    /// Whether a version is known that came after the one in `attr`, which is of `sequence`.
+    pub(crate) fn has_newer_version(&self, attr: &Attr, sequence: Sequence) -> bool {
+        let is_newer = |known: &Known| known.sequence > sequence;
+        self.known
+            .as_ref()
+            .is_some_and(|known| is_newer(known) && known.attr.data_version != attr.data_version)
     }
 }
 

@@ -25,6 +25,7 @@ use super::node::{Node, OpenVersion, Pending, Place};
 use super::{Caller, Entry, Error, Vfs};
 use crate::cache::record::Origin;
 use crate::cache::{CacheFile, CleanFile};
+use crate::session::Creating;
 use crate::writeback::{Begin, Working, WriteIntent};
 
 /// How a file is opened.
@@ -131,7 +132,7 @@ impl Vfs {
         let _gate = node.gate.lock().await;
         let (file, version) = match self.working(node) {
             Some(live) => (live.file().clone(), live.base()),
-            None => match self.current(caller, reply, clean).await? {
+            None => match self.current(caller, node, reply, clean).await? {
                 Some(clean) => (clean.file, clean.version),
                 None => return Ok(None),
             },
@@ -142,13 +143,18 @@ impl Vfs {
     }
 
     /// The version that the server's answer names, brought here if it is not. `None` if the server
-    /// left the manifest out for a version that is not held any more.
+    /// left the manifest out for a version that is not held any more, or if the answer is overtaken.
     async fn current(
         &self,
         caller: &Caller,
+        node: &Node,
         reply: &OpenReply,
         clean: Option<CleanFile>,
     ) -> Result<Option<CleanFile>, Error> {
+        if self.has_newer(node, reply) {
+            let newer = self.cache().clean(node.fid).await;
+            return Ok(newer.filter(|newer| newer.version > reply.attr.data_version));
+        }
         let is_held = clean.as_ref().is_some_and(|it| it.version == reply.attr.data_version);
         if reply.manifest.is_none() && !is_held {
             return Ok(None);
@@ -158,15 +164,24 @@ impl Vfs {
         Ok(Some(fetched))
     }
 
+    /// Whether this client has committed a version since the answer was made. It is as good as the
+    /// answer's: for a writer nobody else can have changed the file since, because the lock that
+    /// came with the answer was not given back; a reader may get any version that was current
+    /// after it asked.
+    fn has_newer(&self, node: &Node, reply: &OpenReply) -> bool {
+        let cached = self.cache().version(node.fid);
+        cached.is_some_and(|cached| cached > reply.attr.data_version)
+    }
+
     async fn open_write(
         &self,
         caller: &Caller,
         node: Arc<Node>,
         how: OpenHow,
     ) -> Result<Opened, Error> {
+        let intent = self.writeback().intend(node.fid).await;
         for _ in 0..OVERTAKEN_MAX {
             let held = self.held(&node).await;
-            let intent = self.writeback().intend(node.fid).await;
             let access = self.access(how);
             let request = Open { fid: node.fid, access, have: held.version() };
             let identity = Some(&caller.identity);
@@ -174,7 +189,7 @@ impl Vfs {
             let session = self.session();
             let reply = session.call_waiting(Role::Directory, identity, &request, wait).await?;
             let opening = Opening { caller, node: &node, how, reply: &reply };
-            if let Some(opened) = self.write_as_answered(opening, intent, held.clean).await? {
+            if let Some(opened) = self.write_as_answered(opening, &intent, held.clean).await? {
                 return Ok(opened);
             }
         }
@@ -198,11 +213,11 @@ impl Vfs {
     async fn write_as_answered(
         &self,
         opening: Opening<'_>,
-        intent: WriteIntent,
+        intent: &WriteIntent,
         clean: Option<CleanFile>,
     ) -> Result<Option<Opened>, Error> {
         let _gate = opening.node.gate.lock().await;
-        if let Some(working) = self.writeback().join(&intent, opening.reply).await? {
+        if let Some(working) = self.writeback().join(intent, opening.reply).await? {
             return self.write_jointly(opening, working).await.map(Some);
         }
         match self.base(opening, clean).await? {
@@ -240,41 +255,50 @@ impl Vfs {
         clean: Option<CleanFile>,
     ) -> Result<Option<Base>, Error> {
         let Opening { caller, node, how, reply } = opening;
+        let has_newer = self.has_newer(node, reply);
+        if !has_newer && node.state().has_newer_version(&reply.attr, reply.sequence) {
+            return Ok(None);
+        }
         let is_first = !node.is_open();
         let is_empty = reply.manifest.as_ref().is_some_and(|it| it.size() == 0);
-        if is_first && (how.truncate || is_empty) {
+        if is_first && (how.truncate || is_empty) && !has_newer {
             // Nothing of the old content is needed but its manifest, which tells what the file's
             // chunks are.
-            let known = clean.filter(|clean| clean.version == reply.attr.data_version);
+            let version = reply.attr.data_version;
+            let known = clean.filter(|clean| clean.version == version);
             let manifest = match (&reply.manifest, known) {
                 (Some(manifest), _) => Arc::new(manifest.clone()),
                 (None, Some(clean)) => clean.manifest,
                 (None, None) => return Ok(None),
             };
             let file = self.cache().create(node.fid)?;
-            return Ok(Some(Base { file, manifest, is_dirty: !is_empty || how.truncate }));
+            return Ok(Some(Base { file, version, manifest, is_dirty: how.truncate }));
         }
-        let Some(clean) = self.current(caller, reply, clean).await? else { return Ok(None) };
-        Ok(Some(Base { file: clean.file, manifest: clean.manifest, is_dirty: false }))
+        let current = self.current(caller, node, reply, clean).await?;
+        Ok(current.map(|CleanFile { file, version, manifest }| Base {
+            file,
+            version,
+            manifest,
+            is_dirty: false,
+        }))
     }
 
     /// The first writer here: begins the working copy.
     async fn write_on(
         &self,
         opening: Opening<'_>,
-        intent: WriteIntent,
+        intent: &WriteIntent,
         base: Base,
     ) -> Result<Opened, Error> {
         let Opening { caller, node, how, reply } = opening;
         let Some(grant) = reply.write.clone() else {
             return Err(FsError::malformed("open for writing was answered without a grant").into());
         };
-        let version = reply.attr.data_version;
-        let way = self.add_handle(node, version_of(&base.file, version, reply), true)?;
+        let way = self.add_handle(node, version_of(&base.file, base.version, reply), true)?;
         let counted = CountedHandle { node: Some(node) };
         let begin = Begin {
             file: base.file.clone(),
-            base: version,
+            base: base.version,
             base_manifest: base.manifest,
             grant,
             placement: reply.placement.clone(),
@@ -343,6 +367,7 @@ impl Vfs {
         let identity = Some(&caller.identity);
         let wait = self.lock_wait(open);
         let session = self.session();
+        let creating = session.begin_creation();
         let answer = session.call_waiting(Role::Directory, identity, &request, wait).await?;
         let reply = answer.open;
         let place = Place { parent: at.parent, name: request.name };
@@ -352,7 +377,7 @@ impl Vfs {
         // What was just made is empty already.
         let truncate = open.truncate && !answer.created;
         let how = OpenHow { truncate, ..open };
-        let opened = self.open_as_answered(caller, &node, how, &reply).await?;
+        let opened = self.open_as_answered(caller, &node, how, &reply, &creating).await?;
         known.keep();
         Ok(Created { entry, opened })
     }
@@ -363,11 +388,16 @@ impl Vfs {
         node: &Arc<Node>,
         how: OpenHow,
         reply: &OpenReply,
+        creating: &Creating,
     ) -> Result<Opened, Error> {
         let opened = if how.write {
             let intent = self.writeback().intend(node.fid).await;
+            if creating.has_gone_back(node.fid) {
+                drop(intent);
+                return self.open_write(caller, node.clone(), how).await;
+            }
             let opening = Opening { caller, node, how, reply };
-            self.write_as_answered(opening, intent, None).await?
+            self.write_as_answered(opening, &intent, None).await?
         } else {
             self.read_as_answered(caller, node, reply, None).await?
         };
@@ -389,6 +419,7 @@ struct Opening<'a> {
 /// What a working copy starts from.
 struct Base {
     file: Arc<CacheFile>,
+    version: DataVersion,
     manifest: Arc<dfs_proto::manifest::Manifest>,
     /// Whether it differs from the version it starts from.
     is_dirty: bool,

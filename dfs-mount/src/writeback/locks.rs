@@ -93,11 +93,13 @@ impl Locks {
         let due = lock(&cell).apply(event);
         if let Some(token) = due {
             self.session.metrics().count(Counter::LockYielded);
+            self.session.goes_back(fid);
             let request = Yield { fid, token };
             if let Err(error) = self.session.call(Role::Directory, None, &request).await {
                 tracing::debug!(%fid, %error, "lock goes back with a heartbeat");
                 self.session.yield_later(fid, token);
             }
+            self.session.went_back(fid);
         }
         if event == Event::WriterClosed {
             self.keep_idle(fid);

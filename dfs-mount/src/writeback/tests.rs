@@ -1,6 +1,7 @@
 //! Write-back against a cell in memory. What is said of a kill is in `replay`, of locks in
 //! `recall`, of ops whose answer is lost for good in `settle`.
 
+mod join;
 mod recall;
 mod replay;
 mod settle;

@@ -33,6 +33,8 @@ pub(super) struct Copy {
     pub cache: Cache,
     pub origin: Origin,
     changes: AtomicU64,
+    /// Held while the end of the file is looked up and moved.
+    end: Mutex<()>,
     facts: Mutex<Facts>,
     /// Held by whoever commits, and by opens and releases that must not come between.
     pub right: tokio::sync::Mutex<Right>,
@@ -120,6 +122,7 @@ impl Copy {
             cache,
             origin,
             changes: AtomicU64::new(0),
+            end: Mutex::default(),
             facts: Mutex::new(facts),
             right: tokio::sync::Mutex::default(),
         }
@@ -190,9 +193,25 @@ impl Working {
         written
     }
 
+    /// As [`Working::write_at`], at the end of the file, wherever that is by then.
+    ///
+    /// # Errors
+    /// `Full`, `Io`.
+    pub fn append(&self, bytes: &[u8]) -> Result<(), CacheError> {
+        let _end = self.copy.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = &self.copy.file;
+        let end = file.size().map_err(|source| CacheError::Io {
+            what: "cannot look up the size of cache file",
+            path: file.path().to_owned(),
+            source,
+        })?;
+        self.write_at(end, bytes)
+    }
+
     /// # Errors
     /// `Io`.
     pub fn set_len(&self, size: u64) -> Result<(), CacheError> {
+        let _end = self.copy.end.lock().unwrap_or_else(PoisonError::into_inner);
         let file = &self.copy.file;
         let result = file.file().set_len(size);
         self.copy.mark_dirty();
