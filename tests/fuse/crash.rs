@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, Mount, Server, attempt, eventually, is_mounted, run, shell};
 
@@ -149,6 +149,38 @@ fn a_server_that_is_away_is_an_error_never_an_empty_directory_and_the_mount_reco
     server.resume();
     eventually("the mount works again", || fs::read_to_string(mount.at("f")).ok());
     assert_eq!(shell(&mount.dir, "ls"), "f\n");
+}
+
+#[test]
+fn a_server_that_is_silent_keeps_close_and_fsync_no_longer_than_one_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &["--timeout", "3s"]);
+    let names = ["closed", "synced"];
+    let files = names.map(|name| fs::File::create(mount.at(name)).unwrap());
+    server.freeze(true);
+    files.iter().zip(names).for_each(|(file, name)| {
+        nix::unistd::write(file, name.as_bytes()).unwrap();
+    });
+    let started = Instant::now();
+    let [closed, synced] = files;
+    let sync = std::thread::spawn(move || (synced.sync_all().is_err(), synced));
+    let raw = std::os::fd::IntoRawFd::into_raw_fd(closed);
+    assert!(nix::unistd::close(raw).is_err());
+    let (is_refused, synced) = sync.join().unwrap();
+    assert!(is_refused);
+    // The timeout, and a lease in which nothing is heard.
+    assert!(started.elapsed() < Duration::from_secs(25), "{:?}", started.elapsed());
+    server.freeze(false);
+    drop(synced);
+    let other = Client::new(&dir.path().join("b"), &server);
+    let other = other.mount(&server, &[]);
+    for name in names {
+        eventually("what was kept arrives", || {
+            (fs::read_to_string(other.at(name)).unwrap() == name).then_some(())
+        });
+    }
 }
 
 #[test]

@@ -163,6 +163,12 @@ impl Server {
         child.wait().unwrap();
     }
 
+    /// Stops it where it is, or lets it go on: connections stay, nothing is answered.
+    pub fn freeze(&self, is_frozen: bool) {
+        let pid = self.child.as_ref().unwrap().id();
+        signal(pid, if is_frozen { "STOP" } else { "CONT" });
+    }
+
     /// Ends it as an operator would.
     pub fn terminate(&mut self) {
         let mut child = self.child.take().unwrap();

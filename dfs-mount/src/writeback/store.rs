@@ -15,7 +15,7 @@ use dfs_proto::admin::Role;
 use dfs_proto::attr::Attr;
 use dfs_proto::capability::CommitIntent;
 use dfs_proto::chunk::ChunkHash;
-use dfs_proto::client::CallError;
+use dfs_proto::client::{Answer, CallError, TransportError, TransportFault};
 use dfs_proto::codec;
 use dfs_proto::directory::{
     Change, CommitReply, Durability, GetAttr, Open, OpenAccess, OutcomeReply, WriteGrant,
@@ -36,11 +36,16 @@ use super::failpoint::{FailPoints, Point};
 use super::job::Job;
 use super::put::{self, Plan};
 
-/// Time a store gets beyond the policy's when it must reach stable storage first.
+/// Time a store gets beyond the policy's when it must reach stable storage first, as long as the
+/// servers show that they live.
 const STABLE_WAIT: Duration = Duration::from_secs(90);
 
-/// Longest time one attempt gets.
-const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest and shortest time one attempt gets.
+const ATTEMPT_MAX: Duration = Duration::from_secs(30);
+const ATTEMPT_MIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether servers that take long still live.
+const LIFE_CHECK: Duration = Duration::from_secs(1);
 
 /// Remedies (renewals, new locks, chunks sent again) for one change before it counts as failed.
 const REMEDIES_MAX: u32 = 8;
@@ -122,6 +127,8 @@ pub(super) struct Progress {
     is_ambiguous: bool,
     remedy_count: u32,
     delay: Duration,
+    /// When servers that do not show that they live have had their time.
+    patience_ends_at: Option<Duration>,
     give_up_at: Option<Duration>,
 }
 
@@ -131,7 +138,11 @@ impl Sender<'_> {
         let policy = self.job.session.connection().policy();
         self.progress.delay = policy.first_delay;
         let start = self.job.session.clock().boottime();
-        self.progress.give_up_at = policy.give_up_after.map(|after| start + after);
+        self.progress.patience_ends_at = policy.give_up_after.map(|after| start + after);
+        self.progress.give_up_at = match self.job.durability {
+            Durability::Process => self.progress.patience_ends_at,
+            Durability::Stable => self.progress.patience_ends_at.map(|at| at + STABLE_WAIT),
+        };
         loop {
             let opening = self.job.session.key().opening;
             let error = match self.through_replicas().await? {
@@ -156,15 +167,14 @@ impl Sender<'_> {
         }
         self.failpoints.pass(Point::AfterSending).await;
         let mut errors = Vec::new();
-        for address in self.replicas.for_store(&placement) {
-            let timeout = self.timeout();
+        let addresses = self.replicas.for_store(&placement);
+        for (index, address) in addresses.iter().enumerate() {
+            let timeout = self.timeout(addresses.len() - index);
             let request = store(self.job, self.plan, self.op, &grant);
             let request = Store { node: address.node, ..request };
             let sending = Sending { caller: self.job.caller.as_ref(), ..Sending::default() };
-            let attempt = Attempt { to: To::Node(&address), sending, timeout };
-            let payload = put::payload(&self.plan.last);
-            let connection = self.job.session.connection();
-            match connection.attempt(attempt, &request, payload).await {
+            let attempt = Attempt { to: To::Node(address), sending, timeout };
+            match self.attempt(attempt, &request).await {
                 Ok(answer) => {
                     self.replicas.answered(address.node);
                     let bytes = put::byte_count(&self.plan.last);
@@ -187,6 +197,39 @@ impl Sender<'_> {
         }
         let none = || FsError::unavailable("any replica of the file").into();
         Ok(Err(most_telling(errors).unwrap_or_else(none)))
+    }
+
+    /// Sends the store once. A node that brings it to its disk may take long, but only as long as
+    /// the owner's heartbeats say that somebody is there.
+    async fn attempt(
+        &self,
+        attempt: Attempt<'_>,
+        request: &Store,
+    ) -> Result<Answer<CommitReply>, CallError> {
+        let session = &self.job.session;
+        let payload = put::payload(&self.plan.last);
+        let whom = match attempt.to {
+            To::Node(address) => address.node.to_string(),
+            To::Role(role) => role.name().to_owned(),
+        };
+        tokio::select! {
+            answer = session.connection().attempt(attempt, request, payload) => answer,
+            () = self.patience_ends() => {
+                let what = "no heartbeat was answered meanwhile";
+                Err(TransportError::new(TransportFault::TimedOut, whom, what).into())
+            }
+        }
+    }
+
+    /// Returns when nothing has been heard of the servers for a lease, after the policy's time.
+    async fn patience_ends(&self) {
+        let Some(end) = self.progress.patience_ends_at else { return std::future::pending().await };
+        let session = &self.job.session;
+        let clock = session.clock();
+        clock.sleep_until(end).await;
+        while session.is_leased() {
+            clock.sleep_until(clock.boottime() + LIFE_CHECK).await;
+        }
     }
 
     /// Acts on an error. `None`: try again.
@@ -264,7 +307,9 @@ impl Sender<'_> {
         let clock = self.job.session.clock();
         let now = clock.boottime();
         let delay = self.progress.delay;
-        if self.progress.give_up_at.is_some_and(|at| at <= now + delay) {
+        let is_impatient = self.progress.patience_ends_at.is_some_and(|at| at <= now + delay);
+        let is_late = self.progress.give_up_at.is_some_and(|at| at <= now + delay);
+        if is_late || (is_impatient && !self.job.session.is_leased()) {
             return Some(self.give_up(error.into_fs()).await);
         }
         clock.sleep_until(now + delay).await;
@@ -277,10 +322,26 @@ impl Sender<'_> {
         if !self.progress.is_ambiguous {
             return Sent::Conflict(conflict);
         }
-        match settle(self.job, self.op, &self.plan.manifest).await {
+        match self.settle_in_time().await {
             Ok(Some(stored)) => stored,
             Ok(None) => Sent::Conflict(conflict),
             Err(error) => Sent::Unsent { error, is_open: true },
+        }
+    }
+
+    /// As [`settle`], within what is left of the time: an outcome that is not known by then is
+    /// found out before anything else is sent for the file.
+    async fn settle_in_time(&self) -> Result<Option<Sent>, FsError> {
+        let clock = self.job.session.clock();
+        let late = || FsError::unavailable("the outcome of a store, in time");
+        let settled = settle(self.job, self.op, &self.plan.manifest);
+        match self.progress.patience_ends_at {
+            None => settled.await,
+            Some(end) if clock.boottime() >= end => Err(late()),
+            Some(end) => tokio::select! {
+                settled = settled => settled,
+                () = clock.sleep_until(end) => Err(late()),
+            },
         }
     }
 
@@ -295,21 +356,24 @@ impl Sender<'_> {
         if !self.progress.is_ambiguous {
             return Sent::Unsent { error, is_open: false };
         }
-        match settle(self.job, self.op, &self.plan.manifest).await {
+        match self.settle_in_time().await {
             Ok(Some(stored)) => stored,
             Ok(None) => Sent::Unsent { error, is_open: false },
             Err(_) => Sent::Unsent { error, is_open: true },
         }
     }
 
-    fn timeout(&self) -> Duration {
+    /// The time of one attempt, if `replicas_left` are to be asked one after another: what a silent
+    /// one takes is not taken from the next.
+    fn timeout(&self, replicas_left: usize) -> Duration {
+        let longest = match self.job.durability {
+            Durability::Process => ATTEMPT_MAX,
+            Durability::Stable => ATTEMPT_MAX + STABLE_WAIT,
+        };
         let now = self.job.session.clock().boottime();
-        let left = self.progress.give_up_at.map_or(STORE_TIMEOUT, |at| at.saturating_sub(now));
-        let timeout = left.clamp(Duration::from_secs(1), STORE_TIMEOUT);
-        match self.job.durability {
-            Durability::Process => timeout,
-            Durability::Stable => timeout + STABLE_WAIT,
-        }
+        let left = self.progress.give_up_at.map_or(longest, |at| at.saturating_sub(now));
+        let share = if replicas_left > 1 { left / 2 } else { left };
+        share.clamp(ATTEMPT_MIN, longest)
     }
 }
 
