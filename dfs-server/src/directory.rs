@@ -9,7 +9,6 @@ mod attr;
 mod commit;
 mod create;
 mod fsync;
-mod ledger;
 mod lookup;
 mod open;
 mod permission;
@@ -41,13 +40,14 @@ use dfs_proto::name::Name;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::ledger::{self, OpTag, Ran, run_once};
 use crate::meta::{Abort, Txn};
 use crate::placement::FileNodes;
 use crate::request::Context;
 use crate::session::Sessions;
 use create::{Details, NewEntry, NewLink};
-use ledger::{OpTag, Ran, run_once};
 use remove::{Expect, OldEntry};
+use rows::ledger_key;
 
 pub use volume::Volume;
 
@@ -115,11 +115,11 @@ impl Directory {
     /// A mutation's place among those of its session, which must not be somebody else's: op ids
     /// would tell, or spoil, what others did.
     fn op_tag(&self, context: &Context, volume: VolumeId) -> Result<OpTag, FsError> {
-        let tag = OpTag::of(context, volume)?;
-        if self.sessions.is_foreign(tag.op.session, context.user()) {
+        let session = context.op.map(|op| op.session);
+        if session.is_some_and(|session| self.sessions.is_foreign(session, context.user())) {
             return Err(FsError::NotPermitted);
         }
-        Ok(tag)
+        OpTag::of(context, |session| ledger_key(volume, session))
     }
 
     /// Runs a mutation once for its op id.
@@ -136,7 +136,7 @@ impl Directory {
         let store = &self.volume(volume)?.store;
         store
             .write(Durability::Process, move |txn| {
-                run_once(txn, tag, |txn| work(txn).map(Ran::Changed))
+                run_once(txn, &tag, |txn| work(txn).map(Ran::Changed))
             })
             .await
     }
@@ -275,9 +275,9 @@ impl Directory {
         }
         let volume = request.volume;
         let watermark = context.lowest_unanswered.min(request.op.number);
-        let tag = OpTag { volume, op: request.op, watermark };
+        let tag = OpTag { row: ledger_key(volume, session), number: request.op.number, watermark };
         let store = &self.volume(volume)?.store;
-        store.write(Durability::Process, move |txn| ledger::outcome(txn, tag)).await
+        store.write(Durability::Process, move |txn| ledger::outcome(txn, &tag)).await
     }
 
     pub async fn statfs(&self, request: StatFs) -> Result<VolumeSpace, FsError> {

@@ -12,6 +12,7 @@ pub mod config;
 pub mod directory;
 pub mod durable_file;
 pub mod file;
+pub mod ledger;
 pub mod lock;
 pub mod meta;
 pub mod placement;

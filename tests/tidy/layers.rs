@@ -76,7 +76,7 @@ pub const LAYERS: [Layers; 3] = [
             &["server"],
             &["rpc"],
             &["directory", "lock", "auth", "file", "admin"],
-            &["session", "owner", "placement"],
+            &["session", "owner", "placement", "ledger"],
             &["meta", "chunk_store"],
             &["cell", "config", "credential", "metrics", "background"],
             &["durable_file", "request", "secret"],

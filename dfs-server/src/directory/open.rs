@@ -26,9 +26,9 @@ use serde::{Deserialize, Serialize};
 use super::Directory;
 use super::commit::{self, NewContent};
 use super::create::{self, Details, NewEntry};
-use super::ledger::{OpTag, Ran, run_once};
 use super::permission::{self, READ, WRITE};
 use super::rows::{self, InodeRow};
+use crate::ledger::{OpTag, Ran, run_once};
 use crate::meta::{Abort, Durability, ReadTxn, Txn};
 use crate::request::Context;
 
@@ -233,7 +233,7 @@ impl Directory {
         let store = &self.volume_of(new.parent)?.store;
         store
             .write(Durability::Process, move |txn| {
-                run_once(txn, tag, |txn| match create::make(txn, &new) {
+                run_once(txn, &tag, |txn| match create::make(txn, &new) {
                     Ok(entry) => Ok(Ran::Changed(Created {
                         fid: entry.attr.fid,
                         is_new: true,
@@ -321,7 +321,8 @@ impl Directory {
             return Err(FsError::unavailable(format!("{copies} of {min_replicas} copies stored")));
         }
         let (session, token, fid) = (right.session, right.token, right.fid);
-        let tag = OpTag { volume: id, op: change.op, watermark: lowest_unanswered };
+        let row = rows::ledger_key(id, session);
+        let tag = OpTag { row, number: change.op.number, watermark: lowest_unanswered };
         let new = NewContent {
             fid,
             base: right.base,
@@ -333,7 +334,7 @@ impl Directory {
             now: self.clock.wall(),
         };
         let work = move |txn: &mut Txn| {
-            run_once(txn, tag, |txn| commit::commit(txn, &new).map(Ran::Changed))
+            run_once(txn, &tag, |txn| commit::commit(txn, &new).map(Ran::Changed))
         };
         let done = volume.store.write(durability, work).await?;
         let right = WriteRight {

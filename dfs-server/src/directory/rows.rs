@@ -1,16 +1,15 @@
 //! The directory's rows and their keys. STORAGE.md's key table describes them.
 
-use std::collections::BTreeMap;
-
 use dfs_proto::FsError;
 use dfs_proto::attr::{Attr, FileKind, Timestamp};
 use dfs_proto::id::{FileId, InodeNo, NodeId, SessionId, VolumeId};
 use dfs_proto::manifest::Manifest;
 use dfs_proto::name::Name;
-use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken, Sequence};
+use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+use crate::ledger::LedgerRow;
 use crate::meta::{Abort, Key, ReadTxn, Record, Space, Txn, key};
 
 const VOLUME_TAG: u8 = 1;
@@ -120,33 +119,6 @@ pub struct ManifestRow {
 
 impl Record for ManifestRow {
     const VERSION: u8 = 1;
-}
-
-/// What became of a session's mutations that it may ask about again.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LedgerRow {
-    /// Ops below are settled: answered, or never to be run.
-    pub watermark: u64,
-    pub entries: BTreeMap<u64, LedgerEntry>,
-    /// Ops at or above the watermark that were committed and whose answers are dropped.
-    ///
-    /// Shape: a bit for each op, by page; page p has those from p * [`OPS_PER_PAGE`] on.
-    pub forgotten: BTreeMap<u64, [u64; 8]>,
-}
-
-/// Ops of one page of [`LedgerRow::forgotten`].
-pub const OPS_PER_PAGE: u64 = 512;
-
-impl Record for LedgerRow {
-    const VERSION: u8 = 1;
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LedgerEntry {
-    /// Committed at this sequence; the encoded answer.
-    Done { sequence: Sequence, answer: Vec<u8> },
-    /// Not run when somebody asked for its outcome, and so never to be run.
-    Refused,
 }
 
 pub fn volume_key(volume: VolumeId) -> Key<VolumeRow> {

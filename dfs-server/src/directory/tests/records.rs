@@ -11,9 +11,10 @@ use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken, Sequence}
 
 use super::cell::{VOLUME, name};
 use crate::directory::rows::{
-    DirentRow, InodeRow, LedgerEntry, LedgerRow, ManifestRow, VolumeRow, dirent_key, inode_key,
-    ledger_key, manifest_key, name_of_dirent, volume_key,
+    DirentRow, InodeRow, ManifestRow, VolumeRow, dirent_key, inode_key, ledger_key, manifest_key,
+    name_of_dirent, volume_key,
 };
+use crate::ledger::{LedgerEntry, LedgerRow};
 use crate::meta::Record;
 use crate::meta::record::{decode, encode};
 

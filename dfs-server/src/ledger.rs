@@ -14,19 +14,24 @@
 //! fail: each leaves a gap, and a gap must stay one, for the slow op is one too.
 //!
 //! Only changes leave rows: an operation that failed, or found nothing to do, may be run again.
+//!
+//! Used by every service whose operations change rows. Where in its space the rows lie is the
+//! service's business, as is whose session an op id may name.
+
+mod row;
 
 use dfs_proto::FsError;
 use dfs_proto::codec;
 use dfs_proto::directory::OutcomeReply;
-use dfs_proto::id::{OpId, VolumeId};
+use dfs_proto::id::SessionId;
 use dfs_proto::limits::{HEAD_BYTES_MAX, OPS_IN_FLIGHT_MAX};
 use dfs_proto::version::Sequence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::rows::{LedgerEntry, LedgerRow, OPS_PER_PAGE, ledger_key};
-use crate::meta::{Abort, Txn};
+use crate::meta::{Abort, Key, Txn};
 use crate::request::Context;
+pub use row::{LedgerEntry, LedgerRow};
 
 /// Answers kept for one session, and how many of them are the oldest.
 ///
@@ -45,19 +50,26 @@ const REFUSALS_MAX: usize = 4 * OPS_IN_FLIGHT_MAX;
 const FORGOTTEN_PAGES_MAX: usize = 4096;
 
 /// A mutation's place in its session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OpTag {
-    pub volume: VolumeId,
-    pub op: OpId,
+    /// The row of its session.
+    pub row: Key<LedgerRow>,
+    pub number: u64,
     pub watermark: u64,
 }
 
 impl OpTag {
+    /// `row` gives the key of a session's row.
+    ///
     /// # Errors
     /// `Malformed` without an op id (the router checks before).
-    pub fn of(context: &Context, volume: VolumeId) -> Result<OpTag, FsError> {
+    pub fn of(
+        context: &Context,
+        row: impl FnOnce(SessionId) -> Key<LedgerRow>,
+    ) -> Result<OpTag, FsError> {
         let op = context.op.ok_or_else(|| FsError::malformed("mutation without an op id"))?;
-        Ok(OpTag { volume, op, watermark: context.lowest_unanswered })
+        let watermark = context.lowest_unanswered;
+        Ok(OpTag { row: row(op.session), number: op.number, watermark })
     }
 }
 
@@ -74,18 +86,17 @@ pub enum Ran<T> {
 /// `OpSettled` by rules 1 and 2; whatever `work` reports.
 pub fn run_once<T: Serialize + DeserializeOwned>(
     txn: &mut Txn,
-    tag: OpTag,
+    tag: &OpTag,
     work: impl FnOnce(&mut Txn) -> Result<Ran<T>, Abort>,
 ) -> Result<T, Abort> {
-    let key = ledger_key(tag.volume, tag.op.session);
-    let row = txn.get(&key)?;
-    let number = tag.op.number;
+    let row = txn.get(&tag.row)?;
+    let number = tag.number;
     match row.as_ref().and_then(|row| row.entries.get(&number)) {
         Some(LedgerEntry::Done { answer, .. }) => return Ok(decode(answer)?),
         Some(LedgerEntry::Refused) => return Err(FsError::OpSettled.into()),
         None => {}
     }
-    let is_forgotten = row.as_ref().is_some_and(|row| is_forgotten(row, number));
+    let is_forgotten = row.as_ref().is_some_and(|row| row.is_forgotten(number));
     let watermark = row.as_ref().map_or(0, |row| row.watermark).max(tag.watermark);
     if is_forgotten || number < watermark {
         return Err(FsError::OpSettled.into());
@@ -96,7 +107,7 @@ pub fn run_once<T: Serialize + DeserializeOwned>(
     };
     let entry = LedgerEntry::Done { sequence: txn.sequence(), answer: encode(&answer)? };
     let row = row.map(|row| LedgerRow::clone(&row)).unwrap_or_default();
-    txn.put(&key, extended(row, tag, entry)?);
+    txn.put(&tag.row, extended(row, tag, entry)?);
     Ok(answer)
 }
 
@@ -104,47 +115,31 @@ pub fn run_once<T: Serialize + DeserializeOwned>(
 ///
 /// # Errors
 /// `OpSettled` below the watermark: the session said that it knows.
-pub fn outcome(txn: &mut Txn, tag: OpTag) -> Result<OutcomeReply, Abort> {
-    let key = ledger_key(tag.volume, tag.op.session);
-    let row = txn.get(&key)?.map(|row| LedgerRow::clone(&row)).unwrap_or_default();
-    match row.entries.get(&tag.op.number) {
+pub fn outcome(txn: &mut Txn, tag: &OpTag) -> Result<OutcomeReply, Abort> {
+    let row = txn.get(&tag.row)?.map(|row| LedgerRow::clone(&row)).unwrap_or_default();
+    match row.entries.get(&tag.number) {
         Some(LedgerEntry::Done { sequence, .. }) => Ok(OutcomeReply::Committed(*sequence)),
         Some(LedgerEntry::Refused) => Ok(OutcomeReply::Refused),
         // Its place went with its answer. What is said instead must be no commit's: the client may
         // take it for the version of what it stored, and then others' bytes for its own.
-        None if is_forgotten(&row, tag.op.number) => {
-            Ok(OutcomeReply::Committed(Sequence::default()))
-        }
-        None if tag.op.number < row.watermark => Err(FsError::OpSettled.into()),
+        None if row.is_forgotten(tag.number) => Ok(OutcomeReply::Committed(Sequence::default())),
+        None if tag.number < row.watermark => Err(FsError::OpSettled.into()),
         None => {
-            txn.put(&key, extended(row, tag, LedgerEntry::Refused)?);
+            txn.put(&tag.row, extended(row, tag, LedgerEntry::Refused)?);
             Ok(OutcomeReply::Refused)
         }
     }
 }
 
-/// An op's page, word of the page, and bit of the word.
-fn place_of(number: u64) -> (u64, usize, u64) {
-    let index = number % OPS_PER_PAGE;
-    (number / OPS_PER_PAGE, (index / 64) as usize, 1 << (index % 64))
-}
-
-fn is_forgotten(row: &LedgerRow, number: u64) -> bool {
-    let (page, word, bit) = place_of(number);
-    row.forgotten.get(&page).is_some_and(|words| words[word] & bit != 0)
-}
-
-fn extended(mut row: LedgerRow, tag: OpTag, entry: LedgerEntry) -> Result<LedgerRow, FsError> {
+fn extended(mut row: LedgerRow, tag: &OpTag, entry: LedgerEntry) -> Result<LedgerRow, FsError> {
     row.watermark = row.watermark.max(tag.watermark);
     row.entries = row.entries.split_off(&row.watermark);
-    row.forgotten = row.forgotten.split_off(&place_of(row.watermark).0);
-    row.entries.insert(tag.op.number, entry);
+    row.forgotten = row.forgotten.split_off(&row::page_of(row.watermark));
+    row.entries.insert(tag.number, entry);
     while row.entries.len() > ANSWERS_KEPT_MAX
         && let Some(number) = done_between(&row)
     {
-        row.entries.remove(&number);
-        let (page, word, bit) = place_of(number);
-        row.forgotten.entry(page).or_default()[word] |= bit;
+        row.forget(number);
     }
     if row.entries.len() > REFUSALS_MAX || row.forgotten.len() > FORGOTTEN_PAGES_MAX {
         return Err(FsError::unavailable("too many operations after one without an answer"));
