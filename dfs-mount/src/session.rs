@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{Counter, Metrics};
 
-use connection::{Attempt, Connection, Sending};
+use connection::{Attempt, Connection, Former, Sending};
 
 /// A client's standing with the owner of one volume. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -218,17 +218,21 @@ impl Session {
     pub async fn outcome(&self, op: OpId) -> Result<OutcomeReply, FsError> {
         self.metrics().count(Counter::OutcomeAsked);
         let request = Outcome { volume: self.core.root.fid.volume, op };
-        let sending = Sending { former: Some(op.session), ..Sending::default() };
+        // All of them may be asked about.
+        let former = Some(Former { session: op.session, watermark: 0 });
+        let sending = Sending { former, ..Sending::default() };
         let reply = self.core.connection.call_with(Role::Directory, sending, &request).await;
         reply.map_err(CallError::into_fs)
     }
 
-    /// Ends an earlier session of this client that can have no use for its locks any more.
+    /// Ends an earlier session of this client that can have no use for its locks any more, and
+    /// whose ops are all settled: what became of them will not be asked again.
     ///
     /// # Errors
     /// As [`Session::call`].
-    pub async fn close_former(&self, former: SessionId) -> Result<(), FsError> {
-        let sending = Sending { former: Some(former), ..Sending::default() };
+    pub async fn close_former(&self, session: SessionId) -> Result<(), FsError> {
+        let former = Some(Former { session, watermark: u64::MAX });
+        let sending = Sending { former, ..Sending::default() };
         let reply = self.core.connection.call_with(Role::Directory, sending, &CloseSession {});
         reply.await.map_err(CallError::into_fs)
     }
@@ -355,7 +359,8 @@ impl Session {
     }
 
     /// Ends the session: tasks first, then its standing with the owner, so that its locks go to
-    /// others at once. An owner that does not answer finds out by the lease.
+    /// others at once. An owner that does not answer finds out by the lease. The watermark that
+    /// goes with it says whether an op is still open: the next run will ask what became of it.
     pub async fn close(&self) {
         self.tasks.stop.cancel();
         let mut running = self.tasks.running.lock().await;

@@ -64,6 +64,9 @@ pub struct HeartbeatReply {
 rpc!(Heartbeat => HeartbeatReply, "session.heartbeat", User);
 
 /// Ends the session: its locks and lease go at once. An unknown session is no error.
+///
+/// The envelope's watermark is a promise: the client will not ask what became of an op below it.
+/// The run that follows a crash gives `u64::MAX` for the session it has settled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CloseSession {}
 rpc!(CloseSession => (), "session.close", User);

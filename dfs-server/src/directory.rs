@@ -119,7 +119,7 @@ impl Directory {
         if session.is_some_and(|session| self.sessions.is_foreign(session, context.user())) {
             return Err(FsError::NotPermitted);
         }
-        OpTag::of(context, |session| ledger_key(volume, session))
+        OpTag::of(context, |session| ledger_key(volume, session), self.clock.wall())
     }
 
     /// Runs a mutation once for its op id.
@@ -275,7 +275,8 @@ impl Directory {
         }
         let volume = request.volume;
         let watermark = context.lowest_unanswered.min(request.op.number);
-        let tag = OpTag { row: ledger_key(volume, session), number: request.op.number, watermark };
+        let (row, now) = (ledger_key(volume, session), self.clock.wall());
+        let tag = OpTag { row, number: request.op.number, watermark, now };
         let store = &self.volume(volume)?.store;
         store.write(Durability::Process, move |txn| ledger::outcome(txn, &tag)).await
     }

@@ -15,12 +15,34 @@
 //!
 //! Only changes leave rows: an operation that failed, or found nothing to do, may be run again.
 //!
+//! **How long a row is kept.** Its client may ask what became of an op long after: a laptop with
+//! unsent data in its outbox comes back from a journey and asks as the session it had then. But
+//! sessions come and go, so rows must go as well:
+//!
+//! 4. A session that is closed says below which number its client knows the outcome of every op.
+//!    If all ops of the row are below, the row is *closed*. Otherwise (an unmount that gave up on
+//!    its outbox) it stays as it is, as does the row of a session that just vanished.
+//! 5. A row goes [`CLOSED_KEPT`] after it was closed, and [`VANISHED_KEPT`] after its last change
+//!    if it never was, unless its session lives. A row that changes again is not closed any more.
+//!
+//! By rule 4 nobody has a question left that a closed row answers, with two exceptions that need
+//! it for a while, unchanged: requests still under way, which without it would be run late; and
+//! clients whose journal lost its end in a power cut and who ask again. Whoever asks later than
+//! rule 5 allows is told that nothing was committed, and finds a conflict: no bytes are lost.
+//!
+//! Removal is a transaction of its own that looks at the row again, so neither a crash nor a
+//! second sweep does harm.
+//!
 //! Used by every service whose operations change rows. Where in its space the rows lie is the
 //! service's business, as is whose session an op id may name.
 
 mod row;
+mod sweep;
+#[cfg(test)]
+mod tests;
 
 use dfs_proto::FsError;
+use dfs_proto::attr::Timestamp;
 use dfs_proto::codec;
 use dfs_proto::directory::OutcomeReply;
 use dfs_proto::id::SessionId;
@@ -32,6 +54,7 @@ use serde::de::DeserializeOwned;
 use crate::meta::{Abort, Key, Txn};
 use crate::request::Context;
 pub use row::{LedgerEntry, LedgerRow};
+pub use sweep::{CLOSED_KEPT, VANISHED_KEPT, sweep};
 
 /// Answers kept for one session, and how many of them are the oldest.
 ///
@@ -56,6 +79,8 @@ pub struct OpTag {
     pub row: Key<LedgerRow>,
     pub number: u64,
     pub watermark: u64,
+    /// The server's wall clock: rows are kept for a time.
+    pub now: Timestamp,
 }
 
 impl OpTag {
@@ -66,10 +91,11 @@ impl OpTag {
     pub fn of(
         context: &Context,
         row: impl FnOnce(SessionId) -> Key<LedgerRow>,
+        now: Timestamp,
     ) -> Result<OpTag, FsError> {
         let op = context.op.ok_or_else(|| FsError::malformed("mutation without an op id"))?;
         let watermark = context.lowest_unanswered;
-        Ok(OpTag { row: row(op.session), number: op.number, watermark })
+        Ok(OpTag { row: row(op.session), number: op.number, watermark, now })
     }
 }
 
@@ -131,8 +157,25 @@ pub fn outcome(txn: &mut Txn, tag: &OpTag) -> Result<OutcomeReply, Abort> {
     }
 }
 
+/// Notes that a session was closed whose client knows the outcome of every op below `watermark`
+/// (rule 4).
+pub fn close(
+    txn: &mut Txn,
+    key: &Key<LedgerRow>,
+    watermark: u64,
+    now: Timestamp,
+) -> Result<(), Abort> {
+    let Some(row) = txn.get(key)? else { return Ok(()) };
+    if !row.is_closed && row.is_settled_below(watermark) {
+        txn.put(key, LedgerRow { is_closed: true, changed: now.secs, ..LedgerRow::clone(&row) });
+    }
+    Ok(())
+}
+
 fn extended(mut row: LedgerRow, tag: &OpTag, entry: LedgerEntry) -> Result<LedgerRow, FsError> {
     row.watermark = row.watermark.max(tag.watermark);
+    row.changed = tag.now.secs;
+    row.is_closed = false;
     row.entries = row.entries.split_off(&row.watermark);
     row.forgotten = row.forgotten.split_off(&row::page_of(row.watermark));
     row.entries.insert(tag.number, entry);

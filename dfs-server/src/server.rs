@@ -392,6 +392,7 @@ impl Ground {
         if let Some(directory) = &services.directory {
             workers.spawn(directory.clone().run_expiry(stop.clone()));
             workers.spawn(directory.clone().run_recalls(stop.clone()));
+            workers.spawn(directory.clone().run_sweep(stop.clone()));
         }
         match &services.auth {
             Some((auth, _)) => {

@@ -129,6 +129,11 @@ impl Sessions {
         self.table().get(&id).is_some_and(|session| session.user != user)
     }
 
+    /// Whether a session of this id lives.
+    pub fn is_live(&self, id: SessionId) -> bool {
+        self.key(id).is_ok()
+    }
+
     /// Gives a session a new event stream, which ends the one before.
     ///
     /// # Errors

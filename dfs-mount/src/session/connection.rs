@@ -66,10 +66,18 @@ struct Inner {
 pub struct Sending<'a> {
     pub caller: Option<&'a Identity>,
     pub op: Option<&'a OpGuard>,
-    /// An earlier session of this client, to ask what became of its ops.
-    pub former: Option<SessionId>,
+    /// An earlier session of this client, to speak as.
+    pub former: Option<Former>,
     /// How long the server itself may wait before it answers; comes on top of the policy.
     pub wait: Duration,
+}
+
+/// An earlier session of this client, and what is said of its ops.
+#[derive(Clone, Copy, Debug)]
+pub struct Former {
+    pub session: SessionId,
+    /// Below it all are settled.
+    pub watermark: u64,
 }
 
 /// Whom a request is for.
@@ -309,14 +317,15 @@ impl Connection {
     fn envelope(&self, sending: Sending<'_>, ticket: Option<Ticket>, left: Duration) -> Envelope {
         let has_session = self.inner.has_session.load(Ordering::Acquire);
         let own = has_session.then_some(self.inner.id);
-        let former = sending.former.filter(|former| *former != self.inner.id);
+        let former = sending.former.filter(|former| former.session != self.inner.id);
         Envelope {
             ticket,
             caller: sending.caller.cloned(),
-            session: former.or(own),
+            session: former.map(|former| former.session).or(own),
             op: sending.op.map(OpGuard::id),
-            // Our watermark says nothing about another session's ops: all may be asked about.
-            lowest_unanswered: former.map_or_else(|| self.inner.ops.lowest_unanswered(), |_| 0),
+            // Our watermark says nothing about another session's ops.
+            lowest_unanswered: former
+                .map_or_else(|| self.inner.ops.lowest_unanswered(), |former| former.watermark),
             deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
             ..Envelope::default()
         }

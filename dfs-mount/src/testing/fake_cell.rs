@@ -59,6 +59,8 @@ pub struct Cell {
     /// Errors to answer with, by operation, before it is run.
     pub refusals: HashMap<&'static str, VecDeque<FsError>>,
     pub yields: Vec<(FileId, FencingToken)>,
+    /// Sessions that were closed, and below which op theirs were said to be settled.
+    pub closed: Vec<(SessionId, u64)>,
     /// Recalls of sessions without a stream: told when it opens, as the directory does.
     unheard: Vec<(SessionId, FileId, FencingToken)>,
     pub calls: Vec<String>,
@@ -89,6 +91,7 @@ impl FakeCell {
             ticket_lifetime_secs: 3600,
             refusals: HashMap::new(),
             yields: Vec::new(),
+            closed: Vec::new(),
             unheard: Vec::new(),
             calls: Vec::new(),
         };
@@ -270,6 +273,7 @@ impl FakeCell {
         let session = session(who)?;
         let mut cell = self.cell();
         cell.sessions.remove(&session);
+        cell.closed.push((session, who.lowest_unanswered));
         let held = cell.files.values_mut().filter(|file| holds(file, session));
         held.for_each(|file| file.lock = None);
         self.lock_freed.notify_waiters();

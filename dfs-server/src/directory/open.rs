@@ -322,7 +322,8 @@ impl Directory {
         }
         let (session, token, fid) = (right.session, right.token, right.fid);
         let row = rows::ledger_key(id, session);
-        let tag = OpTag { row, number: change.op.number, watermark: lowest_unanswered };
+        let (number, now) = (change.op.number, self.clock.wall());
+        let tag = OpTag { row, number, watermark: lowest_unanswered, now };
         let new = NewContent {
             fid,
             base: right.base,
@@ -331,7 +332,7 @@ impl Directory {
             attr: change.attr,
             stored: stored.into_iter().collect::<HashSet<ChunkHash>>(),
             held_by,
-            now: self.clock.wall(),
+            now,
         };
         let work = move |txn: &mut Txn| {
             run_once(txn, &tag, |txn| commit::commit(txn, &new).map(Ran::Changed))

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 use crate::ledger::LedgerRow;
-use crate::meta::{Abort, Key, ReadTxn, Record, Space, Txn, key};
+use crate::meta::{Abort, Key, KeyBytes, ReadTxn, Record, Space, Txn, key};
 
 const VOLUME_TAG: u8 = 1;
 const INODE_TAG: u8 = 2;
@@ -135,7 +135,7 @@ pub fn dirent_key(volume: VolumeId, parent: InodeNo, name: &Name) -> Key<DirentR
 }
 
 /// What the keys of all entries of a directory begin with.
-pub fn dirents_prefix(volume: VolumeId, parent: InodeNo) -> crate::meta::KeyBytes {
+pub fn dirents_prefix(volume: VolumeId, parent: InodeNo) -> KeyBytes {
     key::prefix(Space::from(volume), DIRENT_TAG, &[&parent.0.to_be_bytes()])
 }
 
@@ -147,6 +147,13 @@ pub fn name_of_dirent(bytes: &[u8]) -> Option<Name> {
 
 pub fn manifest_key(volume: VolumeId, inode: InodeNo) -> Key<ManifestRow> {
     Key::new(Space::from(volume), MANIFEST_TAG, &[&inode.0.to_be_bytes()])
+}
+
+/// Where the ledgers of a volume's sessions begin and end.
+pub fn ledgers(volume: VolumeId) -> (KeyBytes, KeyBytes) {
+    let start = key::prefix(Space::from(volume), LEDGER_TAG, &[]);
+    let end = key::prefix_end(&start);
+    (start, end)
 }
 
 pub fn ledger_key(volume: VolumeId, session: SessionId) -> Key<LedgerRow> {

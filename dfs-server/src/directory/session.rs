@@ -6,7 +6,7 @@ use dfs_proto::FsError;
 use dfs_proto::admin::Role;
 use dfs_proto::capability::MacKey;
 use dfs_proto::client::CallError;
-use dfs_proto::directory::{NodeHeartbeat, NodeHeartbeatReply};
+use dfs_proto::directory::{Durability, NodeHeartbeat, NodeHeartbeatReply};
 use dfs_proto::id::SessionId;
 use dfs_proto::limits::{SESSION_LEASE, WORD_BYTES_MAX};
 use dfs_proto::lock::{EndSession, Recall, Recalls};
@@ -18,13 +18,22 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::rows::{ledger_key, ledgers};
 use super::volume::Volume;
 use super::{Directory, lookup};
+use crate::ledger;
+use crate::meta::Txn;
 use crate::request::Context;
 use crate::session::Told;
 
 /// How often expired sessions are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often rows of sessions that are over are looked for.
+///
+/// Why an hour: they are kept for days. The first look comes only after the same time, when every
+/// session that lives has been opened again.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Pause before the recall stream is opened again.
 const RECALL_RETRY: Duration = Duration::from_secs(1);
@@ -96,10 +105,21 @@ impl Directory {
         Ok(NodeHeartbeatReply { capability_key: self.capability_key.clone() })
     }
 
+    /// Ends a session. Its client, or the one that came after it, says with its watermark below
+    /// which op it has no question left.
     pub async fn close_session(&self, context: Context) -> Result<(), FsError> {
         let id = context.session()?;
+        if self.sessions.is_foreign(id, context.user()) {
+            return Ok(());
+        }
         if self.sessions.close(id, context.user()) {
             self.end_locks(id).await;
+        }
+        let (watermark, now) = (context.lowest_unanswered, self.clock.wall());
+        for volume in self.volumes.values() {
+            let row = ledger_key(volume.id, id);
+            let close = move |txn: &mut Txn| ledger::close(txn, &row, watermark, now);
+            volume.store.write(Durability::Process, close).await?;
         }
         Ok(())
     }
@@ -136,6 +156,32 @@ impl Directory {
             }
             self.sessions.tell_idle();
         }
+    }
+
+    /// Removes the ledger rows of sessions that are over, now and then.
+    pub async fn run_sweep(self, stop: CancellationToken) {
+        let again = async {
+            loop {
+                self.clock.sleep_until(self.clock.boottime() + SWEEP_INTERVAL).await;
+                if let Err(error) = self.sweep_ledgers().await {
+                    tracing::warn!(%error, "rows of ended sessions were not removed");
+                }
+            }
+        };
+        stop.run_until_cancelled(again).await;
+    }
+
+    /// One sweep. Cancel-safe.
+    ///
+    /// # Errors
+    /// What the store reports; what was removed stays removed.
+    pub(super) async fn sweep_ledgers(&self) -> Result<(), FsError> {
+        let now = self.clock.wall();
+        for volume in self.volumes.values() {
+            let is_live = |session| self.sessions.is_live(session);
+            ledger::sweep(&volume.store, ledgers(volume.id), now, is_live).await?;
+        }
+        Ok(())
     }
 
     /// Passes recalls of the lock service on to the sessions.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use dfs_proto::version::Sequence;
 use serde::{Deserialize, Serialize};
 
-use crate::meta::Record;
+use crate::meta::record::from_previous;
+use crate::meta::{Record, RecordError};
 
 /// What became of a session's mutations that it may ask about again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +18,29 @@ pub struct LedgerRow {
     ///
     /// Shape: a bit for each op, by page; page p has those from p * [`OPS_PER_PAGE`] on.
     pub forgotten: BTreeMap<u64, [u64; 8]>,
+    /// When the row last changed. Units: wall-clock seconds since 1970; 0: not known.
+    pub changed: i64,
+    /// The session was closed, and its client knows what became of every op of the row.
+    pub is_closed: bool,
+}
+
+/// A row without its age.
+#[derive(Serialize, Deserialize)]
+struct LedgerRowV1 {
+    watermark: u64,
+    entries: BTreeMap<u64, LedgerEntry>,
+    forgotten: BTreeMap<u64, [u64; 8]>,
+}
+
+impl Record for LedgerRowV1 {
+    const VERSION: u8 = 1;
+}
+
+impl From<LedgerRowV1> for LedgerRow {
+    fn from(row: LedgerRowV1) -> LedgerRow {
+        let LedgerRowV1 { watermark, entries, forgotten } = row;
+        LedgerRow { watermark, entries, forgotten, ..LedgerRow::default() }
+    }
 }
 
 /// Ops of one page of [`LedgerRow::forgotten`].
@@ -40,6 +64,17 @@ impl LedgerRow {
         self.forgotten.get(&page).is_some_and(|words| words[word] & bit != 0)
     }
 
+    /// Whether every op that the row speaks of is below `watermark`.
+    pub(super) fn is_settled_below(&self, watermark: u64) -> bool {
+        let is_forgotten_above = |page: &u64| {
+            let first = page * OPS_PER_PAGE;
+            let mut ops = first.max(watermark)..=first + (OPS_PER_PAGE - 1);
+            ops.any(|op| self.is_forgotten(op))
+        };
+        let mut pages = self.forgotten.range(page_of(watermark)..).map(|(page, _)| page);
+        self.entries.range(watermark..).next().is_none() && !pages.any(is_forgotten_above)
+    }
+
     /// Keeps of a committed op only that it was.
     pub(super) fn forget(&mut self, number: u64) {
         self.entries.remove(&number);
@@ -49,7 +84,11 @@ impl LedgerRow {
 }
 
 impl Record for LedgerRow {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn from_older(version: u8, body: &[u8]) -> Result<LedgerRow, RecordError> {
+        from_previous::<LedgerRowV1, LedgerRow>(version, body)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,13 @@
 //! What a kill of the client leaves, at each step of the journal.
 
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::Duration;
+
+use dfs_proto::FsError;
+use dfs_proto::client::Dial;
+use dfs_proto::client::hostile::{HostileDialer, Odds, Weather};
+use dfs_proto::clock::SystemClock;
 
 use super::{World, start};
 use crate::cache::record::State;
@@ -92,6 +98,49 @@ async fn what_was_stored_without_the_answer_being_noted_is_not_sent_twice() {
     assert_eq!(drained(&client).await, 0);
     assert_eq!(cell.commit_count(fid), 2);
     assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
+}
+
+#[tokio::test]
+async fn an_earlier_session_is_closed_once_its_ops_are_settled_and_says_so() {
+    let world = World::new().await;
+    let former = world.client.session.id();
+    let working = edited(&world, b"next").await;
+    let (cell, dir) = kill_at(world, working, Point::AfterStore).await;
+    cell.refuse("directory.outcome", FsError::unavailable("for a while"));
+    cell.refuse("directory.outcome", FsError::NotPermitted);
+    start(&dir, &cell).await.kill().await;
+    assert_eq!(cell.cell().closed, [], "what became of its store is not known yet");
+    start(&dir, &cell).await.kill().await;
+    assert!(cell.cell().closed.contains(&(former, u64::MAX)), "{:?}", cell.cell().closed);
+}
+
+#[tokio::test]
+async fn an_unmount_with_an_outcome_open_does_not_say_that_all_is_settled() {
+    let cell = FakeCell::new(Arc::new(SystemClock));
+    let weather = Weather::new(1, Odds::default());
+    let inner: Arc<dyn Dial> = Arc::new(cell.clone());
+    let dial = Arc::new(HostileDialer { inner, weather: Arc::clone(&weather) });
+    let dir = tempfile::tempdir().unwrap();
+    let client = TestClient::start(dir.path(), dial, Arc::new(SystemClock)).await;
+    let working = client.create("a").await.unwrap();
+    let fid = working.fid();
+    working.write_at(0, b"next").unwrap();
+    weather.set_odds(Odds { reply_lost: 100, ..Odds::default() });
+    assert!(client.close(working).await.is_err());
+    assert_eq!(cell.commit_count(fid), 1, "it was stored, only nobody knows");
+    let store = cell.cell().ledger.keys().map(|op| op.number).max().unwrap();
+    let session = client.session.id();
+    client.writeback.stop().await;
+    weather.set_odds(Odds::default());
+    client.session.close().await;
+    let closed = cell.cell().closed.clone();
+    let [(id, watermark)] = closed[..] else { panic!("{closed:?}") };
+    assert_eq!(id, session);
+    assert!(watermark <= store, "{watermark} and {store}");
+    drop(client);
+    let client = start(&dir, &cell).await;
+    assert_eq!(drained(&client).await, 0);
+    assert_eq!((cell.commit_count(fid), client.writeback.outbox()), (1, vec![]));
 }
 
 #[tokio::test]
@@ -226,12 +275,6 @@ async fn live_and_die(client: TestClient, working: Working, rounds: u8, moment: 
 
 #[tokio::test]
 async fn a_kill_at_any_moment_on_a_bad_network_loses_and_doubles_nothing() {
-    use std::sync::Arc;
-
-    use dfs_proto::client::Dial;
-    use dfs_proto::client::hostile::{HostileDialer, Odds, Weather};
-    use dfs_proto::clock::SystemClock;
-
     for seed in 0..40_u64 {
         let cell = FakeCell::new(Arc::new(SystemClock));
         let weather = Weather::new(seed, Odds::default());

@@ -1,20 +1,18 @@
 //! Golden bytes of the rows: what is on disk does not move.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use dfs_proto::attr::{FileKind, Timestamp};
 use dfs_proto::chunk::ChunkHash;
 use dfs_proto::id::{InodeNo, NodeId, SessionId};
 use dfs_proto::manifest::{Extent, Manifest};
-use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken, Sequence};
+use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken};
 
 use super::cell::{VOLUME, name};
 use crate::directory::rows::{
     DirentRow, InodeRow, ManifestRow, VolumeRow, dirent_key, inode_key, ledger_key, manifest_key,
     name_of_dirent, volume_key,
 };
-use crate::ledger::{LedgerEntry, LedgerRow};
 use crate::meta::Record;
 use crate::meta::record::{decode, encode};
 
@@ -93,17 +91,10 @@ fn the_row_of_an_inode() {
 }
 
 #[test]
-fn the_rows_of_entries_manifests_and_ledgers() {
+fn the_rows_of_entries_and_manifests() {
     golden(&DirentRow { inode: InodeNo(9), kind: FileKind::Directory }, "01 09 01");
     let hash = ChunkHash([0xab; 32]);
     let extents = vec![Extent::Chunk { hash, length: 5 }, Extent::Hole { length: 6 }];
     let row = ManifestRow { manifest: Manifest { extents } };
     golden(&row, &format!("01 02 00 {} 05 01 06", "ab".repeat(32)));
-    let done = LedgerEntry::Done { sequence: Sequence::new(Epoch(1), 2), answer: vec![9, 8] };
-    let row = LedgerRow {
-        watermark: 5,
-        entries: BTreeMap::from([(6, done), (7, LedgerEntry::Refused)]),
-        forgotten: BTreeMap::from([(0, [0, 2, 0, 0, 0, 0, 0, 0])]),
-    };
-    golden(&row, "01 05 02 06 00 0102 020908 07 01 01 00 0002000000000000");
 }
