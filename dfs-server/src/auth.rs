@@ -28,6 +28,7 @@ use dfs_proto::limits::{PASSWORD_BYTES_MAX, TICKET_LIFETIME};
 use crate::cell::bootstrap::{Bootstrap, BootstrapFile};
 use crate::cell::ca::Fingerprint;
 use crate::cell::{CellDir, CellError};
+use crate::ledger::{self, OpTag, Ran, run_once};
 use crate::meta::key::after;
 use crate::meta::{Durability, Key, ReadTxn, Store, Txn};
 use crate::request::{Context, Peer};
@@ -297,12 +298,13 @@ impl AuthService {
         KeysReply { ticket_key: self.signer.public_key(), revoked }
     }
 
-    /// `auth.add_user`.
+    /// `auth.add_user`. Asked again under the same op id, it gives the first answer again.
     ///
     /// # Errors
     /// `InvalidArgument`, `TooLarge` for what an account cannot be; `Exists` if the name or the uid
     /// is taken.
-    pub async fn add_user(&self, request: AddUser) -> Result<Identity, FsError> {
+    pub async fn add_user(&self, context: &Context, request: AddUser) -> Result<Identity, FsError> {
+        let tag = OpTag::of(context, key::ledger, self.clock.wall())?;
         user::check(&request)?;
         password::check_strength(&request.password)?;
         let AddUser { user: name, password, uid, mut groups, is_admin } = request;
@@ -310,19 +312,28 @@ impl AuthService {
         groups.dedup();
         let salt = secret::random();
         let password = self.desk.run(move || password::hash(&password, salt)).await?;
-        let created = self.clock.wall().secs;
+        let created = tag.now.secs;
         let account = AccountRow { uid: 0, groups, is_admin, password, created };
-        let work = move |txn: &mut Txn<'_>| user::add(txn, &name, uid, account.clone());
+        let work = move |txn: &mut Txn<'_>| {
+            run_once(txn, &tag, |txn| user::add(txn, &name, uid, account.clone()).map(Ran::Changed))
+        };
         self.store.write(Durability::Stable, work).await
     }
 
-    /// Deletes logins that ended by themselves and revocations that no ticket needs any more. For a
-    /// background worker; once an hour is often.
+    /// Deletes logins that ended by themselves, revocations that no ticket needs any more, and what
+    /// is remembered of operations for too long. For a background worker; once an hour is often.
     ///
     /// # Errors
     /// What the store reports; what was deleted stays deleted.
     pub async fn sweep(&self) -> Result<(), FsError> {
-        let now = self.clock.wall().secs;
+        let now = self.clock.wall();
+        self.sweep_logins(now.secs).await?;
+        // Those who administer open no sessions.
+        let is_live = |_| false;
+        ledger::sweep(&self.store, key::ledgers(), now, is_live).await
+    }
+
+    async fn sweep_logins(&self, now: i64) -> Result<(), FsError> {
         let (mut from, to) = key::logins();
         loop {
             let rows = self.store.scan::<LoginRow>(from, to.clone(), SWEEP_ROWS).await?;

@@ -1,9 +1,11 @@
 //! The keys of the auth service's rows.
 
 use dfs_proto::auth::LoginId;
+use dfs_proto::id::SessionId;
 
 use super::login::{LoginRow, RevokedRow};
 use super::user::{AccountRow, AuthStateRow, UidRow};
+use crate::ledger::LedgerRow;
 use crate::meta::key::{prefix, prefix_end};
 use crate::meta::{Key, KeyBytes, Space};
 
@@ -12,6 +14,7 @@ const ACCOUNT: u8 = 2;
 const UID: u8 = 3;
 const LOGIN: u8 = 4;
 const REVOKED: u8 = 5;
+const LEDGER: u8 = 6;
 
 pub(super) fn state() -> Key<AuthStateRow> {
     Key::new(Space::AUTH, STATE, &[])
@@ -33,6 +36,16 @@ pub(super) fn login(hash: &[u8; 32]) -> Key<LoginRow> {
 
 pub(super) fn revoked(login: LoginId) -> Key<RevokedRow> {
     Key::new(Space::AUTH, REVOKED, &[&login.0])
+}
+
+/// What became of a session's operations.
+pub(super) fn ledger(session: SessionId) -> Key<LedgerRow> {
+    Key::new(Space::AUTH, LEDGER, &[&session.0])
+}
+
+/// Where the ledgers begin and end.
+pub(super) fn ledgers() -> (KeyBytes, KeyBytes) {
+    range(LEDGER)
 }
 
 /// Where the logins begin and end.

@@ -1,12 +1,17 @@
 use super::*;
 use crate::cell::{Cell, Wanted};
 use crate::durable_file::failpoint;
+use crate::ledger::{LedgerRow, VANISHED_KEPT};
 use crate::meta::memory::MemoryEngine;
 use crate::meta::{Engine, Space};
+use crate::rpc::Router;
 use dfs_proto::admin::Role;
+use dfs_proto::client::hostile::{HostileDialer, Odds, Weather};
+use dfs_proto::client::{CallError, Client, Dial, InProcess, Peer as Address};
 use dfs_proto::clock::ManualClock;
 use dfs_proto::credential::ActAs;
-use dfs_proto::id::NodeId;
+use dfs_proto::id::{NodeId, OpId, SessionId};
+use dfs_proto::rpc::Envelope;
 use std::path::Path;
 use std::time::Duration;
 
@@ -66,6 +71,15 @@ impl World {
         self.auth.renew(Renew { renewal: renewal.clone() }).await
     }
 
+    /// As a command does it: under an op id of its own.
+    async fn add_user(&self, request: AddUser) -> Result<Identity, FsError> {
+        self.add_user_as(OpId { session: SessionId(secret::random()), number: 1 }, request).await
+    }
+
+    async fn add_user_as(&self, op: OpId, request: AddUser) -> Result<Identity, FsError> {
+        self.auth.add_user(&Context { op: Some(op), ..from(1) }, request).await
+    }
+
     fn check(&self, ticket: &Ticket) -> Result<(), FsError> {
         self.auth.verifier().verify(ticket, self.clock.wall()).map(|_| ())
     }
@@ -115,7 +129,7 @@ async fn the_bootstrap_file_logs_in_the_administrator_and_the_machine() {
 #[tokio::test]
 async fn a_restart_keeps_accounts_logins_and_tickets() {
     let world = World::new().await;
-    world.auth.add_user(user("anna", None)).await.unwrap();
+    world.add_user(user("anna", None)).await.unwrap();
     let login = world.login("anna", "correct horse").await.unwrap();
     let before = world.bootstrap();
     let world = world.restart().await;
@@ -254,18 +268,73 @@ async fn an_idle_login_ends_and_a_used_one_does_not() {
 #[tokio::test]
 async fn accounts_get_unique_uids_from_ten_thousand() {
     let world = World::new().await;
-    let anna = world.auth.add_user(user("anna", None)).await.unwrap();
+    let anna = world.add_user(user("anna", None)).await.unwrap();
     assert_eq!(anna, Identity { uid: 10_000, gid: 10_000, groups: vec![5, 7] });
-    assert_eq!(world.auth.add_user(user("ben", Some(10_001))).await.unwrap().uid, 10_001);
-    assert_eq!(world.auth.add_user(user("carl", None)).await.unwrap().uid, 10_002);
+    assert_eq!(world.add_user(user("ben", Some(10_001))).await.unwrap().uid, 10_001);
+    assert_eq!(world.add_user(user("carl", None)).await.unwrap().uid, 10_002);
     for taken in [user("anna", None), user("dora", Some(10_001)), user("admin", Some(5))] {
-        assert_eq!(world.auth.add_user(taken).await, Err(FsError::Exists));
+        assert_eq!(world.add_user(taken).await, Err(FsError::Exists));
     }
     let mut weak = user("emil", None);
     weak.password = Secret::new("short");
-    assert!(matches!(world.auth.add_user(weak).await, Err(FsError::InvalidArgument { .. })));
+    assert!(matches!(world.add_user(weak).await, Err(FsError::InvalidArgument { .. })));
     let login = world.login("anna", "correct horse").await.unwrap();
     assert_eq!(login.holder.act_as, ActAs::Personal { identity: anna });
+}
+
+const OP: OpId = OpId { session: SessionId([3; 16]), number: 1 };
+
+#[tokio::test]
+async fn an_account_whose_answer_was_lost_is_made_once_and_answered_again() {
+    let World { auth, clock, .. } = World::new().await;
+    let mut router = Router::new(auth.verifier(), Arc::new(clock));
+    let auth = Arc::new(auth);
+    router.unary(move |context, request: AddUser| {
+        let auth = Arc::clone(&auth);
+        async move { auth.add_user(&context, request).await }
+    });
+    let transport = InProcess::default();
+    transport.bind(Arc::new(router));
+    let weather = Weather::new(1, Odds { reply_lost: 100, ..Odds::default() });
+    let dialer = HostileDialer { inner: Arc::new(transport), weather: weather.clone() };
+    let peer = Address { role: None, node: None, host: "auth".into(), port: 1 };
+    let client = Client::new(dialer.dial(&peer).unwrap());
+    let envelope = Envelope { op: Some(OP), lowest_unanswered: 1, ..Envelope::default() };
+    let request = user("anna", None);
+    let lost = client.call(&envelope, &request, Vec::new()).await;
+    assert!(matches!(lost, Err(CallError::Transport(_))), "{lost:?}");
+    weather.set_odds(Odds { delivered_twice: 100, ..Odds::default() });
+    let anna = client.call(&envelope, &request, Vec::new()).await.unwrap().reply;
+    assert_eq!(anna.uid, 10_000);
+    let next = Envelope { op: Some(OpId { number: 2, ..OP }), lowest_unanswered: 2, ..envelope };
+    let again = client.call(&next, &request, Vec::new()).await;
+    assert!(matches!(again, Err(CallError::Fs(FsError::Exists))), "another request: {again:?}");
+    let ben = client.call(&next, &user("ben", None), Vec::new()).await.unwrap().reply;
+    assert_eq!(ben.uid, 10_001, "no uid was used up");
+}
+
+#[tokio::test]
+async fn the_answer_to_a_new_account_is_remembered_through_a_restart_for_its_time() {
+    let world = World::new().await;
+    let anna = world.add_user_as(OP, user("anna", None)).await.unwrap();
+    let world = world.restart().await;
+    world.clock.advance(VANISHED_KEPT - DAY);
+    world.auth.sweep().await.unwrap();
+    assert_eq!(world.add_user_as(OP, user("anna", None)).await, Ok(anna));
+    world.clock.advance(DAY);
+    world.auth.sweep().await.unwrap();
+    let (from, to) = key::ledgers();
+    assert_eq!(world.auth.store.scan::<LedgerRow>(from, to, 9).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn a_refused_account_may_be_asked_for_again_under_its_op_id() {
+    let world = World::new().await;
+    let taken = AddUser { uid: Some(10_000), ..user("ben", None) };
+    world.add_user(user("anna", None)).await.unwrap();
+    assert_eq!(world.add_user_as(OP, taken.clone()).await, Err(FsError::Exists));
+    let free = AddUser { uid: Some(10_001), ..taken };
+    assert_eq!(world.add_user_as(OP, free).await.unwrap().uid, 10_001);
 }
 
 #[tokio::test]

@@ -66,9 +66,9 @@ pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
         async move { service.logout(request).await }
     });
     let service = Arc::clone(auth);
-    router.unary(move |_context, request: AddUser| {
+    router.unary(move |context, request: AddUser| {
         let service = Arc::clone(&service);
-        async move { service.add_user(request).await }
+        async move { service.add_user(&context, request).await }
     });
 }
 
