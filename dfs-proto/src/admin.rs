@@ -116,6 +116,25 @@ pub struct JoinReply {
 }
 rpc!(Join => JoinReply, "admin.join", Public);
 
+/// A fresh certificate for a process that calls with one that still serves. Its names are those
+/// that the cell has on its list, its key is that of the certificate it calls with.
+///
+/// Errors: `NotPermitted` (not on the list, more on the list than in the certificate, or another
+/// key), `Malformed` (no signing request).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RenewCertificate {
+    /// The process, not one of its file nodes.
+    pub node: NodeId,
+    /// PEM of a certificate signing request, as for [`Join`].
+    pub request_pem: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenewCertificateReply {
+    pub certificate_pem: String,
+}
+rpc!(RenewCertificate => RenewCertificateReply, "admin.renew_certificate", Node);
+
 /// What a server process says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {}

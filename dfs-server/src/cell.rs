@@ -3,7 +3,8 @@
 //! Owns DIR/cell. The process with the auth role founds the cell at its first start and keeps the
 //! CA; others enter with a join token ([`join`]). Opening is idempotent: whatever a crash left
 //! undone is completed by the next start, an existing CA is never replaced, and a certificate that
-//! ends soon or no longer fits the roles is issued anew by whoever has the CA's key.
+//! ends soon or no longer fits the roles is issued anew by whoever has the CA's key. While they
+//! run, all processes renew theirs in time ([`renew`]).
 //!
 //! ```text
 //! DIR/cell/ca.pem      the CA's certificate            ca.key     its key (founder only, 0600)
@@ -20,6 +21,7 @@ pub mod ca;
 pub mod join;
 pub mod map;
 pub mod member;
+pub mod renew;
 pub mod tls;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +35,7 @@ use dfs_proto::id::NodeId;
 use crate::durable_file::{self, Access};
 use ca::{CertificateAuthority, Fingerprint};
 use member::Member;
+use renew::Renewal;
 
 /// Where the cell's files are in a data directory.
 #[derive(Clone, Debug)]
@@ -169,6 +172,7 @@ pub struct Cell {
     dir: CellDir,
     member: Member,
     credentials: tls::Credentials,
+    shown: Arc<tls::Shown>,
     authority: Option<Arc<CertificateAuthority>>,
 }
 
@@ -193,10 +197,8 @@ impl Cell {
         let credentials = tls::Credentials::load(&dir)?;
         member.check_cell(&dir, credentials.ca_fingerprint())?;
         credentials.check(&member.names(), now)?;
-        if let Err(error) = credentials.check(&member.names(), ca::renewal_horizon(now)) {
-            tracing::warn!(%error, "this node's certificate ends within a month");
-        }
-        Ok(Cell { dir, member, credentials, authority: None })
+        let shown = Arc::new(credentials.shown()?);
+        Ok(Cell { dir, member, credentials, shown, authority: None })
     }
 
     /// Founds the cell, or completes or opens what was founded.
@@ -216,7 +218,8 @@ impl Cell {
         };
         let member = Member::found(&dir, before, authority.fingerprint(), wanted)?;
         let credentials = authority.certify_own(&dir, &member.names(), now)?;
-        Ok(Cell { dir, member, credentials, authority: Some(Arc::new(authority)) })
+        let (shown, authority) = (Arc::new(credentials.shown()?), Some(Arc::new(authority)));
+        Ok(Cell { dir, member, credentials, shown, authority })
     }
 
     pub fn dir(&self) -> &CellDir {
@@ -261,12 +264,17 @@ impl Cell {
         self.credentials.tls_identity()
     }
 
-    /// How this process accepts connections.
+    /// How this process accepts connections. A renewal changes what it shows.
     ///
     /// # Errors
-    /// `Tls` if certificate and key do not go together.
+    /// `Tls` if the CA's certificate cannot be trusted.
     pub fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, CellError> {
-        self.credentials.server_config()
+        self.credentials.server_config(Arc::clone(&self.shown))
+    }
+
+    /// Keeps this process's certificate fresh.
+    pub fn renewal(&self) -> Renewal {
+        Renewal::new(self)
     }
 }
 
@@ -285,6 +293,6 @@ fn read_text(path: &Path) -> Result<Option<String>, CellError> {
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

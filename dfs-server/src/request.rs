@@ -28,6 +28,8 @@ pub enum Peer {
 pub struct NodeProof {
     pub roles: Arc<[Role]>,
     is_node: Arc<dyn Fn(NodeId) -> bool + Send + Sync>,
+    /// DER of the certificate itself, for who judges more of it than its names.
+    pub certificate: Arc<[u8]>,
 }
 
 impl NodeProof {
@@ -35,7 +37,12 @@ impl NodeProof {
         roles: Arc<[Role]>,
         is_node: impl Fn(NodeId) -> bool + Send + Sync + 'static,
     ) -> NodeProof {
-        NodeProof { roles, is_node: Arc::new(is_node) }
+        NodeProof { roles, is_node: Arc::new(is_node), certificate: Arc::default() }
+    }
+
+    /// The proof, with the certificate that it comes from.
+    pub fn with_certificate(self, der: &[u8]) -> NodeProof {
+        NodeProof { certificate: der.into(), ..self }
     }
 }
 

@@ -6,6 +6,7 @@
 //! start, so processes may start in any order.
 
 mod network;
+mod renewer;
 mod routes;
 mod workers;
 
@@ -42,6 +43,7 @@ use crate::meta::{Engine, EngineError, Space, Store};
 use crate::rpc::Router;
 use crate::rpc::http::HttpServer;
 use network::Network;
+use renewer::Renewer;
 
 /// The volume every cell has.
 const FIRST_VOLUME: (VolumeId, &str) = (VolumeId(1), "main");
@@ -383,6 +385,9 @@ impl Ground {
         stop: &CancellationToken,
     ) {
         let clock = &self.clock;
+        let (renewal, network) = (self.cell.renewal(), self.network.clone());
+        let renewer = Renewer { renewal, network, clock: Arc::clone(clock) };
+        workers.spawn(renewer.run(stop.clone()));
         if let Some(nodes) = &services.file {
             let host = self.config.announced_host();
             let (nodes, clock) = (Arc::clone(nodes), Arc::clone(clock));
@@ -420,3 +425,6 @@ fn figures_of(directory: &Directory) -> Figures {
         file_nodes: directory.file_nodes.states(),
     }
 }
+
+#[cfg(test)]
+mod tests;

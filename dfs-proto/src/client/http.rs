@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::error::Error as _;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -49,8 +49,14 @@ impl fmt::Debug for TlsIdentity {
 #[derive(Debug)]
 pub struct HttpDialer {
     ca_pem: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     identity: Option<TlsIdentity>,
-    known: Mutex<HashMap<PeerKey, Arc<HttpTransport>>>,
+    /// All made with `identity`.
+    known: HashMap<PeerKey, Arc<HttpTransport>>,
 }
 
 /// What makes a connection pool: role, host and port.
@@ -59,15 +65,30 @@ type PeerKey = (Option<Role>, String, u16);
 impl HttpDialer {
     /// `ca_pem` is the cell's CA certificate; nodes also bring their `identity`.
     pub fn new(ca_pem: String, identity: Option<TlsIdentity>) -> HttpDialer {
-        HttpDialer { ca_pem, identity, known: Mutex::default() }
+        let state = State { identity, ..State::default() };
+        HttpDialer { ca_pem, state: Mutex::new(state) }
     }
 
-    fn connect(&self, peer: &Peer) -> reqwest::Result<HttpTransport> {
+    /// From here on whoever is dialled is shown another certificate. Calls that are under way end
+    /// as they began.
+    pub fn set_identity(&self, identity: TlsIdentity) {
+        *self.state() = State { identity: Some(identity), ..State::default() };
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connect(
+        &self,
+        identity: Option<&TlsIdentity>,
+        peer: &Peer,
+    ) -> reqwest::Result<HttpTransport> {
         let mut builder = base_client(&peer.host)
             .tls_certs_only(Certificate::from_pem_bundle(self.ca_pem.as_bytes())?)
             .tls_version_min(Version::TLS_1_3)
             .https_only(true);
-        if let Some(identity) = &self.identity {
+        if let Some(identity) = identity {
             builder = builder.identity(Identity::from_pem(identity.pem.as_bytes())?);
         }
         let tls_name = peer.role.map_or(CELL_TLS_NAME, Role::tls_name);
@@ -80,14 +101,15 @@ impl HttpDialer {
 impl Dial for HttpDialer {
     fn dial(&self, peer: &Peer) -> Result<Arc<dyn Transport>, TransportError> {
         let key = (peer.role, peer.host.clone(), peer.port);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(transport) = known.get(&key) {
+        let mut state = self.state();
+        if let Some(transport) = state.known.get(&key) {
             return Ok(Arc::clone(transport) as Arc<dyn Transport>);
         }
-        let transport = Arc::new(self.connect(peer).map_err(|error| {
+        let connected = self.connect(state.identity.as_ref(), peer);
+        let transport = Arc::new(connected.map_err(|error| {
             TransportError::new(TransportFault::NotOfCell, whom(peer), chain(&error))
         })?);
-        known.insert(key, Arc::clone(&transport));
+        state.known.insert(key, Arc::clone(&transport));
         Ok(transport)
     }
 }

@@ -11,7 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dfs_proto::FsError;
-use dfs_proto::admin::{Announce, CellMap, Join, JoinReply, Map, NewJoinToken, NodeEntry, Role};
+use dfs_proto::admin::{
+    Announce, CellMap, Join, JoinReply, Map, NewJoinToken, NodeEntry, RenewCertificate,
+    RenewCertificateReply, Role,
+};
 use dfs_proto::clock::Clock;
 use dfs_proto::credential::Secret;
 use dfs_proto::id::NodeId;
@@ -21,7 +24,7 @@ use crate::cell::join::{JoinToken, TOKEN_SECRET_BYTES};
 use crate::cell::member::certificate_names;
 use crate::cell::{Cell, CellError, FILE_NODES_MAX};
 use crate::meta::{Abort, Durability, Key, ReadTxn, Store, Txn};
-use crate::request::Context;
+use crate::request::{Context, Peer};
 use crate::secret;
 use row::{Admission, CellRow, NodeRow, TokenRow, Wish};
 
@@ -272,6 +275,38 @@ impl Registry {
         let certificate_pem = self.authority.certify(&names, &key, now).map_err(internal)?;
         tracing::info!(%node, ?roles, "a process entered the cell");
         Ok(JoinReply { node, file_nodes, certificate_pem, map: self.map(&Map {}) })
+    }
+
+    /// `admin.renew_certificate`. Who asks has shown a certificate of the cell; the fresh one has
+    /// the names that are on the list, if the old one has them too.
+    ///
+    /// # Errors
+    /// `NotPermitted` if it is not on the list, the list has more than its certificate, or its
+    /// certificate has ended or is for another key; `Malformed` if the signing request is none.
+    pub fn renew_certificate(
+        &self,
+        context: &Context,
+        request: &RenewCertificate,
+    ) -> Result<RenewCertificateReply, FsError> {
+        let node = request.node;
+        context.require_node(node)?;
+        let listed = self.known().nodes.get(&node).cloned();
+        let NodeRow { roles, file_nodes, .. } = listed.ok_or(FsError::NotPermitted)?;
+        roles.iter().try_for_each(|role| context.require_role(*role))?;
+        file_nodes.iter().try_for_each(|node| context.require_node(*node))?;
+        let key = ProvenKey::from_request(&request.request_pem).map_err(FsError::malformed)?;
+        let now = self.clock.wall();
+        if let Peer::Node(proof) = &context.peer {
+            let checked = self.authority.check_renewal(&proof.certificate, &key, now);
+            checked.map_err(|why| {
+                tracing::warn!(%node, why, "certificate is not renewed");
+                FsError::NotPermitted
+            })?;
+        }
+        let names = certificate_names(&roles, node, &file_nodes);
+        let certificate_pem = self.authority.certify(&names, &key, now).map_err(internal)?;
+        tracing::info!(%node, "renewed a node's certificate");
+        Ok(RenewCertificateReply { certificate_pem })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -5,6 +5,7 @@
 //! this module. An existing CA is never replaced: clients everywhere have pinned it.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use rcgen::{
@@ -16,11 +17,12 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
+use webpki::EndEntityCert;
 
 use dfs_proto::attr::Timestamp;
 use dfs_proto::id::{ParseIdError, parse_hex};
 
-use super::tls::Credentials;
+use super::tls::{Credentials, verify_chain};
 use super::{CellDir, CellError, read_text, write_file};
 use crate::durable_file::{self, Access};
 use crate::secret;
@@ -31,8 +33,11 @@ const CA_LIFETIME: Duration = Duration::days(3650);
 /// How long a node's certificate lives.
 const NODE_LIFETIME: Duration = Duration::days(365);
 
-/// A certificate that ends sooner than this is issued anew at the next start of its process.
-const RENEW_BEFORE: Duration = Duration::days(30);
+/// A certificate that ends sooner than this is due to be renewed.
+///
+/// Why a third of its life: a node that was switched off for months comes back with one that still
+/// serves, and an auth server that is away leaves everybody time to mend it.
+const RENEW_BEFORE: Duration = Duration::days(120);
 
 /// Certificates are valid from this long before they are made: the clocks of a cell differ.
 const BACKDATED: Duration = Duration::hours(1);
@@ -135,6 +140,13 @@ impl ProvenKey {
         Ok(ProvenKey { key })
     }
 
+    /// Whether a certificate is for this key.
+    fn is_of(&self, certificate: &CertificateDer<'_>) -> bool {
+        let leaf = EndEntityCert::try_from(certificate);
+        // The key's point ends the description of it.
+        leaf.is_ok_and(|leaf| leaf.subject_public_key_info().ends_with(self.key.der_bytes()))
+    }
+
     /// Tells keys apart.
     pub fn hash(&self) -> [u8; 32] {
         secret::sha256(self.key.der_bytes())
@@ -148,6 +160,7 @@ const P256_POINT_UNCOMPRESSED: u8 = 4;
 /// The CA with its key.
 pub struct CertificateAuthority {
     pem: String,
+    certificate: CertificateDer<'static>,
     fingerprint: Fingerprint,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -178,7 +191,7 @@ impl CertificateAuthority {
         let fingerprint = Fingerprint::of_der(&certificate);
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|error| CellError::damaged(&dir.ca_certificate(), error))?;
-        Ok(CertificateAuthority { pem, fingerprint, issuer })
+        Ok(CertificateAuthority { pem, certificate, fingerprint, issuer })
     }
 
     /// Loads the CA, or makes it if there is no certificate yet.
@@ -221,6 +234,27 @@ impl CertificateAuthority {
         now: Timestamp,
     ) -> Result<String, CellError> {
         Ok(self.sign(names, &key.key, now)?.pem())
+    }
+
+    /// Whether `over` is a certificate of this CA for this key that serves: who has proved it in a
+    /// handshake may have another one with no more names.
+    ///
+    /// # Errors
+    /// What is wrong, in words. A connection may outlast the certificate that it was made with, and
+    /// somebody who can make a node send a request does not have its key.
+    pub fn check_renewal(
+        &self,
+        over: &[u8],
+        key: &ProvenKey,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let over = CertificateDer::from(over);
+        verify_chain(&self.certificate, &over, now)
+            .map_err(|error| format!("its certificate does not serve: {error}"))?;
+        match key.is_of(&over) {
+            true => Ok(()),
+            false => Err("its certificate is for another key".to_owned()),
+        }
     }
 
     fn sign(
@@ -267,10 +301,18 @@ pub(super) fn renewal_horizon(now: Timestamp) -> Timestamp {
     Timestamp::new(now.secs + RENEW_BEFORE.whole_seconds(), now.nanos)
 }
 
+/// The key at `path`.
+pub(super) fn load_key(path: &Path) -> Result<KeyPair, CellError> {
+    let remedy = "restore it from a backup, or enter the cell again with a new join token";
+    let missing = || CellError::Missing { path: path.to_owned(), remedy };
+    let pem = read_text(path)?.ok_or_else(missing)?;
+    KeyPair::from_pem(&pem).map_err(|error| CellError::damaged(path, error))
+}
+
 /// A node's key for its signing request: the one on disk, or a new one.
-pub(super) fn load_or_make_key(path: &std::path::Path) -> Result<KeyPair, CellError> {
-    if let Some(pem) = read_text(path)? {
-        return KeyPair::from_pem(&pem).map_err(|error| CellError::damaged(path, error));
+pub(super) fn load_or_make_key(path: &Path) -> Result<KeyPair, CellError> {
+    if path.exists() {
+        return load_key(path);
     }
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CellError::Certificate)?;
     durable_file::create_new(path, key.serialize_pem().as_bytes(), Access::Private)

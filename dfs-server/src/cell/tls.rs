@@ -5,13 +5,13 @@
 //! that this cell's CA signed, and only asks which names it has.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
@@ -81,6 +81,10 @@ impl Credentials {
         &self.ca_pem
     }
 
+    pub(super) fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
     pub fn ca_fingerprint(&self) -> Fingerprint {
         Fingerprint::of_der(&self.ca)
     }
@@ -96,22 +100,19 @@ impl Credentials {
     /// `CertificateUnfit` says which of these does not hold.
     pub(super) fn check(&self, names: &[String], at: Timestamp) -> Result<(), CellError> {
         let unfit = CellError::CertificateUnfit;
-        self.verify_chain(at).map_err(|error| unfit(error.to_string()))?;
+        verify_chain(&self.ca, &self.certificate, at).map_err(|error| unfit(error.to_string()))?;
         if let Some(name) = names.iter().find(|name| !has_name(&self.certificate, name)) {
             return Err(unfit(format!("it does not have the name {name}")));
         }
         self.certified_key().map(|_| ()).map_err(|error| unfit(error.to_string()))
     }
 
-    fn verify_chain(&self, at: Timestamp) -> Result<(), webpki::Error> {
-        let at = UnixTime::since_unix_epoch(Duration::from_secs(at.secs.max(0).unsigned_abs()));
-        let anchors = [anchor_from_trusted_cert(&self.ca)?];
-        let leaf = EndEntityCert::try_from(&self.certificate)?;
-        let algorithms = webpki::ALL_VERIFICATION_ALGS;
-        for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
-            leaf.verify_for_usage(algorithms, &anchors, &[], at, usage, None, None)?;
-        }
-        Ok(())
+    /// The same process with another certificate for its key.
+    ///
+    /// # Errors
+    /// `CertificateUnfit` if it is none.
+    pub(super) fn with_certificate(&self, pem: String) -> Result<Credentials, CellError> {
+        Credentials::new(self.ca_pem.clone(), pem, self.key_pem.clone())
     }
 
     fn certified_key(&self) -> Result<CertifiedKey, rustls::Error> {
@@ -121,9 +122,18 @@ impl Credentials {
         CertifiedKey::from_der(chain, key, &provider())
     }
 
-    /// How a server accepts connections. It shows the CA's certificate beside its own, so that a
+    /// What a server shows with these credentials: the CA's certificate beside its own, so that a
     /// client that has not pinned it yet can show its fingerprint to its user.
-    pub fn server_config(&self) -> Result<Arc<ServerConfig>, CellError> {
+    ///
+    /// # Errors
+    /// `Tls` if certificate and key do not go together.
+    pub(super) fn shown(&self) -> Result<Shown, CellError> {
+        let certified = self.certified_key().map_err(CellError::Tls)?;
+        Ok(Shown(RwLock::new(Arc::new(certified))))
+    }
+
+    /// How a server accepts connections that shows `shown`.
+    pub(super) fn server_config(&self, shown: Arc<Shown>) -> Result<Arc<ServerConfig>, CellError> {
         let provider = Arc::new(provider());
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.clone()).map_err(CellError::Tls)?;
@@ -132,15 +142,51 @@ impl Credentials {
                 .allow_unauthenticated()
                 .build()
                 .map_err(|error| CellError::Tls(rustls::Error::General(error.to_string())))?;
-        let certified = self.certified_key().map_err(CellError::Tls)?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(CellError::Tls)?
             .with_client_cert_verifier(clients)
-            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)));
+            .with_cert_resolver(shown);
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Arc::new(config))
     }
+}
+
+/// The certificate that a server shows. It may be exchanged while the server runs: handshakes from
+/// then on show the other one.
+#[derive(Debug)]
+pub(super) struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    /// # Errors
+    /// As [`Credentials::shown`]; what is shown stays as it was.
+    pub fn exchange(&self, credentials: &Credentials) -> Result<(), CellError> {
+        let certified = credentials.certified_key().map_err(CellError::Tls)?;
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// Whether `leaf` is a certificate of the CA for servers and clients that serves at `at`.
+pub(super) fn verify_chain(
+    ca: &CertificateDer<'_>,
+    leaf: &CertificateDer<'_>,
+    at: Timestamp,
+) -> Result<(), webpki::Error> {
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(at.secs.max(0).unsigned_abs()));
+    let anchors = [anchor_from_trusted_cert(ca)?];
+    let leaf = EndEntityCert::try_from(leaf)?;
+    let algorithms = webpki::ALL_VERIFICATION_ALGS;
+    for usage in [KeyUsage::server_auth(), KeyUsage::client_auth()] {
+        leaf.verify_for_usage(algorithms, &anchors, &[], at, usage, None, None)?;
+    }
+    Ok(())
 }
 
 fn provider() -> CryptoProvider {
@@ -191,7 +237,8 @@ impl PeerCertificate {
 
     /// The certificate as handlers ask it.
     pub fn into_proof(self) -> NodeProof {
-        NodeProof::new(self.roles.clone().into(), move |node| self.is_node(node))
+        let (roles, der) = (self.roles.clone().into(), self.der.clone());
+        NodeProof::new(roles, move |node| self.is_node(node)).with_certificate(&der)
     }
 }
 

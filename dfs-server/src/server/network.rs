@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dfs_proto::FsError;
 use dfs_proto::admin::{CellMap, NodeEntry, Role};
-use dfs_proto::client::{Client, Dial, HttpDialer, InProcess, Peer};
+use dfs_proto::client::{Client, Dial, HttpDialer, InProcess, Peer, TlsIdentity};
 use dfs_proto::id::{NodeId, VolumeId};
 
 use crate::cell::Cell;
@@ -53,6 +53,11 @@ impl Network {
 
     pub fn set_map(&self, map: CellMap) {
         *self.shared.map.lock().unwrap_or_else(PoisonError::into_inner) = map;
+    }
+
+    /// Other processes are called with another certificate from here on.
+    pub fn set_identity(&self, identity: TlsIdentity) {
+        self.shared.dialer.set_identity(identity);
     }
 
     fn local(&self) -> Client {

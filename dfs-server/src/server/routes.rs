@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dfs_proto::admin::{Announce, Join, Map, NewJoinToken, Status};
+use dfs_proto::admin::{Announce, Join, Map, NewJoinToken, RenewCertificate, Status};
 use dfs_proto::auth::{AddUser, Keys, Login, Logout, Renew, WhoAmI};
 use dfs_proto::file::{Fetch, Missing, PutChunks, Replicate, Store, SyncChunks};
 use dfs_proto::lock::{EndSession, Grant, Recalls, Release};
@@ -98,6 +98,11 @@ pub fn registry(router: &mut Router, registry: &Arc<Registry>, network: &Network
     router.unary(move |_context, request: Join| {
         let service = Arc::clone(&service);
         async move { service.join(request).await }
+    });
+    let service = Arc::clone(registry);
+    router.unary(move |context, request: RenewCertificate| {
+        let renewed = service.renew_certificate(&context, &request);
+        async move { renewed }
     });
 }
 

@@ -227,6 +227,96 @@ async fn a_node_speaks_for_nobody_but_itself() {
     }
 }
 
+fn renewal(node: NodeId, key: &KeyPair) -> RenewCertificate {
+    let request = CertificateParams::default().serialize_request(key).unwrap();
+    RenewCertificate { node, request_pem: request.pem().unwrap() }
+}
+
+/// A process with a key that has joined and announced itself.
+async fn member(world: &World) -> (JoinReply, KeyPair) {
+    let (token, key) = (world.token(&[Role::File]).await, new_key());
+    let reply = world.registry.join(wish(&token, &key)).await.unwrap();
+    world.registry.announce(&node(&reply, [10, 0, 0, 9]), entry(&reply)).await.unwrap();
+    (reply, key)
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[tokio::test]
+async fn a_process_of_the_cell_gets_a_fresh_certificate_with_its_own_names() {
+    let world = World::new().await;
+    let (reply, key) = member(&world).await;
+    world.clock.advance(300 * DAY);
+    let request = renewal(reply.node, &key);
+    let context = node(&reply, [10, 0, 0, 9]);
+    let fresh = world.registry.renew_certificate(&context, &request).unwrap().certificate_pem;
+    assert_ne!(fresh, reply.certificate_pem);
+    let fresh = JoinReply { certificate_pem: fresh, ..reply };
+    let context = node(&fresh, [10, 0, 0, 9]);
+    world.registry.announce(&context, entry(&fresh)).await.unwrap();
+    assert!(context.require_role(Role::Directory).is_err());
+    assert!(context.require_node(NodeId(1)).is_err());
+    world.clock.advance(300 * DAY);
+    world.registry.renew_certificate(&context, &request).unwrap();
+}
+
+#[tokio::test]
+async fn the_founder_renews_its_own_certificate_in_its_process() {
+    let world = World::new().await;
+    let key = KeyPair::from_pem(
+        &std::fs::read_to_string(world.dir.path().join("cell/node.key")).unwrap(),
+    );
+    let request = renewal(NodeId(3), &key.unwrap());
+    let pem = world.registry.renew_certificate(&context(Peer::Local, None), &request);
+    let der = CertificateDer::from_pem_slice(pem.unwrap().certificate_pem.as_bytes()).unwrap();
+    assert_eq!(PeerCertificate::new(&der).roles(), Role::ALL);
+}
+
+#[tokio::test]
+async fn nobody_gets_a_certificate_for_more_than_the_one_it_shows() {
+    let world = World::new().await;
+    let (reply, key) = member(&world).await;
+    let (other, _) = member(&world).await;
+    let own = node(&reply, [10, 0, 0, 9]);
+    let renew = |context: &Context, request: &RenewCertificate| {
+        world.registry.renew_certificate(context, request).map(drop)
+    };
+    let refused = Err(FsError::NotPermitted);
+    let request = renewal(reply.node, &key);
+    assert_eq!(renew(&own, &request), Ok(()));
+    assert_eq!(renew(&own, &renewal(NodeId(3), &key)), refused, "as the founder");
+    assert_eq!(renew(&own, &renewal(other.node, &key)), refused, "as another process");
+    assert_eq!(renew(&own, &renewal(reply.file_nodes[0], &key)), refused, "as a file node");
+    assert_eq!(renew(&own, &renewal(reply.node, &new_key())), refused, "for another key");
+    let stranger = context(Peer::Anonymous, Some([10, 0, 0, 9]));
+    assert_eq!(renew(&stranger, &request), refused);
+    let garbage = RenewCertificate { request_pem: "garbage".into(), ..request.clone() };
+    assert!(matches!(renew(&own, &garbage), Err(FsError::Malformed { .. })));
+    // Its row came to say more than its certificate does.
+    let roles = vec![Role::Directory, Role::File];
+    let more = NodeRow { roles, ..world.registry.known().nodes[&reply.node].clone() };
+    world.registry.put_node(more).await.unwrap();
+    assert_eq!(renew(&own, &request), refused);
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_ended_or_is_not_on_the_list_is_not_renewed() {
+    let world = World::new().await;
+    let (reply, key) = member(&world).await;
+    let request = renewal(reply.node, &key);
+    let own = node(&reply, [10, 0, 0, 9]);
+    world.clock.advance(364 * DAY);
+    world.registry.renew_certificate(&own, &request).unwrap();
+    world.clock.advance(2 * DAY);
+    let ended = world.registry.renew_certificate(&own, &request);
+    assert_eq!(ended, Err(FsError::NotPermitted), "its connection outlasted it");
+    let (token, key) = (world.token(&[Role::File]).await, new_key());
+    let silent = world.registry.join(wish(&token, &key)).await.unwrap();
+    let unlisted = renewal(silent.node, &key);
+    let refused = world.registry.renew_certificate(&node(&silent, [10, 0, 0, 9]), &unlisted);
+    assert_eq!(refused, Err(FsError::NotPermitted));
+}
+
 #[tokio::test]
 async fn ids_that_an_older_backup_does_not_know_are_not_handed_out_again() {
     let world = World::new().await;

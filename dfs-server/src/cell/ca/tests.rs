@@ -102,7 +102,7 @@ fn base64(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_certificate_is_kept_until_thirty_days_before_its_end_and_then_issued_for_the_same_key() {
+fn a_certificate_is_kept_until_a_third_of_its_life_is_left_and_then_issued_for_the_same_key() {
     let (_root, dir) = cell_dir();
     let authority = CertificateAuthority::load_or_make(&dir, NOW).unwrap();
     let names = names(&["cell.dfs", "file.dfs", "node-1.dfs"]);
@@ -113,11 +113,11 @@ fn a_certificate_is_kept_until_thirty_days_before_its_end_and_then_issued_for_th
         (read(dir.node_certificate()), read(dir.node_key()))
     };
     let (first, key) = at_day(0);
-    assert_eq!(at_day(334).0, first);
-    let (renewed, same_key) = at_day(336);
+    assert_eq!(at_day(244).0, first);
+    let (renewed, same_key) = at_day(246);
     assert_ne!(renewed, first);
     assert_eq!(same_key, key);
-    assert_eq!(at_day(337).0, renewed);
+    assert_eq!(at_day(247).0, renewed);
 }
 
 #[test]
