@@ -266,7 +266,8 @@ impl Cache {
             }
             wrong => {
                 if self.is_still(file.id(), content) {
-                    tracing::warn!(fid = %file.fid(), result = ?wrong, "damaged cache file dropped");
+                    let fid = file.fid();
+                    tracing::warn!(%fid, result = ?wrong, "damaged cache file dropped");
                     self.drop_entry(file.id(), Counter::CacheDropCorrupt);
                 }
                 false

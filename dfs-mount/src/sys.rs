@@ -7,7 +7,9 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
+use std::process::Command;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 
 /// Signals of a thread and supplementary groups, as `/proc/PID/status` shows them.
@@ -95,10 +97,32 @@ pub(crate) fn mount_fuse(
     Ok(nix::mount::mount(Some(source), directory, Some("fuse.dfs"), flags, Some(data))?)
 }
 
-/// Takes a mount away. If `is_lazy`, it leaves the tree at once and ends with its last user.
+/// Takes a mount away. If `is_lazy`, it leaves the tree at once and ends with its last user. Others
+/// than root unmount through the set-user-id helper that mounted.
+///
+/// # Errors
+/// `ResourceBusy`: it is in use.
 pub(crate) fn unmount(directory: &Path, is_lazy: bool) -> io::Result<()> {
     let flags = if is_lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    Ok(nix::mount::umount2(directory, flags | MntFlags::UMOUNT_NOFOLLOW)?)
+    match nix::mount::umount2(directory, flags | MntFlags::UMOUNT_NOFOLLOW) {
+        Err(Errno::EPERM) => unmount_by_helper(directory, is_lazy),
+        result => Ok(result?),
+    }
+}
+
+fn unmount_by_helper(directory: &Path, is_lazy: bool) -> io::Result<()> {
+    let mut helper = Command::new("fusermount3");
+    helper.arg("-u").args(is_lazy.then_some("-z")).arg("--").arg(directory);
+    let result = helper.output().map_err(|error| {
+        io::Error::new(error.kind(), format!("fusermount3 (package fuse3): {error}"))
+    })?;
+    if result.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&result.stderr).trim().to_owned();
+    let is_busy = said.contains("busy");
+    let kind = if is_busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
+    Err(io::Error::new(kind, said))
 }
 
 #[cfg(test)]

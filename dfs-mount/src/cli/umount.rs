@@ -5,13 +5,11 @@
 //! whose daemon has died is detached at once: nothing can be sent any more, and what was unsent
 //! waits in the cache for the next mount.
 
+use std::io;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
-use nix::unistd::geteuid;
 
 use super::UmountArgs;
 use super::exit::Exit;
@@ -138,31 +136,10 @@ fn detach(mount_point: &Path) -> Result<(), Failure> {
 }
 
 fn unmount(mount_point: &Path, is_lazy: bool) -> Result<(), Failure> {
-    if !geteuid().is_root() {
-        return unmount_by_helper(mount_point, is_lazy);
-    }
-    let lazy = if is_lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(mount_point, MntFlags::UMOUNT_NOFOLLOW | lazy) {
+    match crate::sys::unmount(mount_point, is_lazy) {
         Ok(()) => Ok(()),
-        Err(Errno::EBUSY) => Err(busy(mount_point)),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Err(busy(mount_point)),
         Err(error) => Err(Failure::failed(cannot_unmount(mount_point), error)),
-    }
-}
-
-/// Users may unmount only through the set-user-id helper that mounted.
-fn unmount_by_helper(mount_point: &Path, is_lazy: bool) -> Result<(), Failure> {
-    let mut helper = Command::new("fusermount3");
-    helper.arg("-u").args(is_lazy.then_some("-z")).arg("--").arg(mount_point);
-    let result = helper.output().map_err(|error| {
-        Failure::failed("cannot run fusermount3", error).remedy("install fuse3")
-    })?;
-    if result.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&result.stderr).trim().to_owned();
-    match said.contains("busy") {
-        true => Err(busy(mount_point)),
-        false => Err(Failure::failed(cannot_unmount(mount_point), said)),
     }
 }
 

@@ -26,6 +26,8 @@ fn of_io(error: &std::io::Error) -> Errno {
     match (error.raw_os_error(), error.kind()) {
         (Some(code), _) => Errno::from_i32(code),
         (None, std::io::ErrorKind::StorageFull) => Errno::ENOSPC,
+        (None, std::io::ErrorKind::QuotaExceeded) => Errno::EDQUOT,
+        (None, std::io::ErrorKind::FileTooLarge) => Errno::EFBIG,
         (None, _) => Errno::EIO,
     }
 }
@@ -107,5 +109,7 @@ mod tests {
         assert_eq!(code(local(denied)), libc::EDQUOT);
         let full = std::io::Error::new(std::io::ErrorKind::StorageFull, "cache is full");
         assert_eq!(code(local(full)), libc::ENOSPC);
+        let long = std::io::Error::new(std::io::ErrorKind::FileTooLarge, "beyond the disk's limit");
+        assert_eq!(code(local(long)), libc::EFBIG);
     }
 }

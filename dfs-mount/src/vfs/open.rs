@@ -143,7 +143,8 @@ impl Vfs {
     }
 
     /// The version that the server's answer names, brought here if it is not. `None` if the server
-    /// left the manifest out for a version that is not held any more, or if the answer is overtaken.
+    /// left the manifest out for a version that is not held any more, or if a newer one that was
+    /// made here is damaged.
     async fn current(
         &self,
         caller: &Caller,
@@ -377,26 +378,24 @@ impl Vfs {
         // What was just made is empty already.
         let truncate = open.truncate && !answer.created;
         let how = OpenHow { truncate, ..open };
-        let opened = self.open_as_answered(caller, &node, how, &reply, &creating).await?;
+        let opening = Opening { caller, node: &node, how, reply: &reply };
+        let opened = self.open_as_answered(opening, &creating).await?;
         known.keep();
         Ok(Created { entry, opened })
     }
 
     async fn open_as_answered(
         &self,
-        caller: &Caller,
-        node: &Arc<Node>,
-        how: OpenHow,
-        reply: &OpenReply,
+        opening: Opening<'_>,
         creating: &Creating,
     ) -> Result<Opened, Error> {
+        let Opening { caller, node, how, reply } = opening;
         let opened = if how.write {
             let intent = self.writeback().intend(node.fid).await;
             if creating.has_gone_back(node.fid) {
                 drop(intent);
                 return self.open_write(caller, node.clone(), how).await;
             }
-            let opening = Opening { caller, node, how, reply };
             self.write_as_answered(opening, &intent, None).await?
         } else {
             self.read_as_answered(caller, node, reply, None).await?

@@ -3,7 +3,7 @@
 //! `DFS_LOG` sets what is logged, in the notation of `tracing_subscriber::EnvFilter`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,17 +15,22 @@ use tracing_subscriber::fmt::SubscriberBuilder;
 /// Why: two of them never matter on a disk that has room for a cache.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
+/// Why fuser's warnings are left out: it has one for every request of a kind that we do not answer,
+/// and programs send them with every open.
+const DEFAULT_FILTER: &str = "info,fuser=error";
+
 fn builder() -> SubscriberBuilder {
     tracing_subscriber::fmt()
 }
 
 fn filter() -> EnvFilter {
-    EnvFilter::try_from_env("DFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"))
+    EnvFilter::try_from_env("DFS_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER))
 }
 
 /// Logs to stderr. Only the first choice of a process counts.
 pub fn to_stderr() {
-    let logger = builder().with_env_filter(filter()).with_writer(io::stderr);
+    let is_terminal = io::stderr().is_terminal();
+    let logger = builder().with_env_filter(filter()).with_ansi(is_terminal).with_writer(io::stderr);
     // Fails if a logger is set already: then that one stays.
     let _ = logger.try_init();
 }
