@@ -82,6 +82,8 @@ mod manual {
     #[derive(Clone, Debug)]
     pub struct ManualClock {
         now: Arc<watch::Sender<Duration>>,
+        /// What the sleepers wait for, one entry for each.
+        deadlines: Arc<watch::Sender<Vec<Duration>>>,
     }
 
     /// Wall-clock seconds at boottime zero of every manual clock.
@@ -89,7 +91,8 @@ mod manual {
 
     impl Default for ManualClock {
         fn default() -> ManualClock {
-            ManualClock { now: Arc::new(watch::Sender::new(Duration::from_secs(1000))) }
+            let now = watch::Sender::new(Duration::from_secs(1000));
+            ManualClock { now: Arc::new(now), deadlines: Arc::default() }
         }
     }
 
@@ -97,6 +100,30 @@ mod manual {
         /// Moves time forward and wakes every sleeper whose deadline has come.
         pub fn advance(&self, step: Duration) {
             self.now.send_modify(|now| *now += step);
+        }
+
+        /// Waits, at most ten seconds, until somebody sleeps until exactly `deadline`: a task that
+        /// does nothing else meanwhile will not act sooner.
+        pub async fn sleeper_until(&self, deadline: Duration) {
+            let mut deadlines = self.deadlines.subscribe();
+            let seen = deadlines.wait_for(|deadlines| deadlines.contains(&deadline));
+            let seen = tokio::time::timeout(Duration::from_secs(10), seen).await;
+            seen.expect("somebody sleeps within 10 s").expect("this clock keeps the sender");
+        }
+    }
+
+    /// Takes its deadline out of the list when the sleep is over or given up.
+    struct Sleeper {
+        deadlines: Arc<watch::Sender<Vec<Duration>>>,
+        deadline: Duration,
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.deadlines.send_modify(|deadlines| {
+                let own = deadlines.iter().position(|deadline| *deadline == self.deadline);
+                deadlines.swap_remove(own.expect("a sleeper is in the list"));
+            });
         }
     }
 
@@ -113,7 +140,10 @@ mod manual {
 
         fn sleep_until(&self, deadline: Duration) -> Sleep {
             let mut now = self.now.subscribe();
+            let deadlines = Arc::clone(&self.deadlines);
             Box::pin(async move {
+                deadlines.send_modify(|deadlines| deadlines.push(deadline));
+                let _sleeper = Sleeper { deadlines, deadline };
                 // An error means that the clock is gone, and with it everybody who could wake us.
                 if now.wait_for(|now| *now >= deadline).await.is_err() {
                     std::future::pending::<()>().await;

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dfs_proto::FsError;
@@ -72,6 +73,8 @@ pub struct FakeCell {
     pub(super) clock: Arc<dyn Clock>,
     state: Arc<Mutex<Cell>>,
     pub(super) lock_freed: Arc<Notify>,
+    /// A request has come or was answered.
+    stirred: Arc<Notify>,
 }
 
 pub(super) const CAPABILITY_KEY: MacKey = MacKey([9; 32]);
@@ -96,7 +99,7 @@ impl FakeCell {
             calls: Vec::new(),
         };
         let state = Arc::new(Mutex::new(cell));
-        FakeCell { clock, state, lock_freed: Arc::default() }
+        FakeCell { clock, state, lock_freed: Arc::default(), stirred: Arc::default() }
     }
 
     pub fn cell(&self) -> MutexGuard<'_, Cell> {
@@ -122,7 +125,21 @@ impl FakeCell {
     }
 
     pub fn call_count(&self, path: &str) -> usize {
-        self.cell().calls.iter().filter(|call| *call == path).count()
+        self.cell().call_count(path)
+    }
+
+    /// Waits, at most ten seconds, until requests have made the cell such that `is_so`.
+    pub async fn until(&self, is_so: impl Fn(&Cell) -> bool) {
+        let wait = async {
+            loop {
+                let stirred = self.stirred.notified();
+                if is_so(&self.cell()) {
+                    return;
+                }
+                stirred.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it is so within 10 s");
     }
 
     /// What a client asked for on behalf of programs, in order.
@@ -184,12 +201,19 @@ impl FakeCell {
     }
 
     async fn answer(&self, call: Call) -> Result<ReplyBody, TransportError> {
+        self.cell().calls.push(call.path.to_owned());
+        self.stirred.notify_waiters();
+        let answer = self.work_out(call).await;
+        self.stirred.notify_waiters();
+        answer
+    }
+
+    async fn work_out(&self, call: Call) -> Result<ReplyBody, TransportError> {
         let whole = call.payload.iter().fold(BytesMut::from(&call.frame[..]), |mut all, part| {
             all.extend_from_slice(part);
             all
         });
         let (head, payload) = split_frame(whole.freeze()).expect("the client frames well");
-        self.cell().calls.push(call.path.to_owned());
         let refusal = self.cell().refusals.get_mut(call.path).and_then(VecDeque::pop_front);
         if let Some(error) = refusal {
             return Ok(ReplyBody::Whole(encode_reply(&Err::<(), _>(error)).expect("small")));
@@ -336,6 +360,10 @@ impl FakeCell {
 }
 
 impl Cell {
+    pub fn call_count(&self, path: &str) -> usize {
+        self.calls.iter().filter(|call| *call == path).count()
+    }
+
     pub fn sequence(&self) -> Sequence {
         Sequence::new(self.epoch, self.counter)
     }
@@ -414,8 +442,12 @@ impl Transport for ToFake {
                 let what = "node is down on purpose";
                 return Err(TransportError::new(TransportFault::Unreachable, "node", what));
             }
+            // As on a wire, whoever asks can be gone before the request comes, or the answer.
+            tokio::task::yield_now().await;
             let timeout = call.timeout;
-            match tokio::time::timeout(timeout, cell.answer(call)).await {
+            let answer = tokio::time::timeout(timeout, cell.answer(call)).await;
+            tokio::task::yield_now().await;
+            match answer {
                 Ok(answer) => answer,
                 Err(_) => {
                     Err(TransportError::new(TransportFault::TimedOut, "fake cell", "too slow"))

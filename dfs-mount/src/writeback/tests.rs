@@ -14,13 +14,13 @@ use dfs_proto::FsError;
 use dfs_proto::capability::CapabilityFault;
 use dfs_proto::client::Dial;
 use dfs_proto::client::hostile::{HostileDialer, Odds, Weather};
-use dfs_proto::clock::{ManualClock, SystemClock};
+use dfs_proto::clock::{Clock, ManualClock, SystemClock};
 use dfs_proto::directory::Durability;
 use dfs_proto::manifest::Extent;
 
 use super::{Commit, OutboxState};
-use crate::cache::ContentError;
-use crate::testing::client::{TestClient, attr_at, read_file};
+use crate::cache::{Cache, ContentError};
+use crate::testing::client::{TEST_LIMITS, TestClient, attr_at, belongs, read_file};
 use crate::testing::fake_cell::{FakeCell, NODES};
 
 /// A cell, a cache directory, and a client on them.
@@ -380,24 +380,20 @@ async fn a_background_retry_waits_for_its_time_and_then_sends() {
     let dial = Arc::new(cell.clone());
     let client = TestClient::start(dir.path(), dial, Arc::new(clock.clone())).await;
     let working = client.create("a").await.unwrap();
-    let fid = working.fid();
+    let copy = Arc::clone(&working.copy);
     working.write_at(0, b"new").unwrap();
     cell.refuse("file.store", FsError::AccessDenied);
     assert_eq!(fs_error(client.close(working).await), FsError::AccessDenied);
+    let next_try = copy.facts().unsent().unwrap().next_try;
+    let wait = next_try - clock.boottime();
+    assert_eq!(wait, super::commit::RETRY_DELAY_FIRST);
+    clock.sleeper_until(next_try).await;
     assert_eq!(cell.call_count("file.store"), 1);
-    clock.advance(Duration::from_secs(2));
-    until(|| client.writeback.outbox().is_empty()).await;
-    assert_eq!(cell.content(fid, NODES[0]), b"new");
-}
-
-/// Waits until something has happened, at most ten seconds.
-pub(super) async fn until(has_happened: impl Fn() -> bool) {
-    let wait = async {
-        while !has_happened() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it happens within 10 s");
+    clock.advance(wait);
+    cell.until(|cell| cell.call_count("file.store") == 2).await;
+    drop(copy.right.lock().await);
+    assert_eq!(client.writeback.outbox(), []);
+    assert_eq!(cell.content(copy.fid(), NODES[0]), b"new");
 }
 
 #[tokio::test]
@@ -459,19 +455,16 @@ async fn a_dropped_write_back_ends_its_tasks_and_frees_the_cache_directory() {
     let World { cell, dir, client } = World::new().await;
     client.put("a", b"hello").await.unwrap();
     drop(client);
-    let reopened = async {
-        loop {
-            let metrics = Arc::default();
-            let belongs = crate::testing::client::belongs();
-            let limits = crate::testing::client::TEST_LIMITS;
-            let clock = Arc::new(SystemClock);
-            match crate::cache::Cache::open(dir.path(), &belongs, limits, clock, metrics) {
-                Ok(cache) => return cache,
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
+    let running = tokio::runtime::Handle::current().metrics();
+    let ended = async {
+        while running.num_alive_tasks() > 0 {
+            tokio::task::yield_now().await;
         }
     };
-    let cache = tokio::time::timeout(Duration::from_secs(10), reopened).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
+    let metrics = Arc::default();
+    let clock = Arc::new(SystemClock);
+    let cache = Cache::open(dir.path(), &belongs(), TEST_LIMITS, clock, metrics).unwrap();
     assert_eq!(cache.usage().entry_count, 1);
     drop(cell);
 }

@@ -3,9 +3,23 @@
 use std::sync::Arc;
 
 use dfs_proto::directory::{LockWait, OpenAccess};
+use dfs_proto::id::FileId;
 
-use super::{World, start, until};
+use super::{World, start};
 use crate::testing::fake_cell::NODES;
+
+/// Waits until the client has judged every recall that was sent so far. It judges them in order,
+/// so one of a lock that nobody uses, the answer, comes back after all that went back before it.
+async fn recalls_are_judged(world: &World) -> FileId {
+    let idle = world.client.put("idle", b"x").await.unwrap();
+    world.cell.recall(idle);
+    world.cell.until(|cell| cell.yields.iter().any(|(fid, _)| *fid == idle)).await;
+    idle
+}
+
+fn yielded(world: &World) -> Vec<FileId> {
+    world.cell.cell().yields.iter().map(|(fid, _)| *fid).collect()
+}
 
 #[tokio::test]
 async fn a_lock_that_is_merely_kept_goes_to_the_next_writer_at_once() {
@@ -33,8 +47,9 @@ async fn a_lock_in_use_goes_to_the_next_writer_after_the_last_close() {
         let other = Arc::clone(&other);
         async move { other.open_write(fid).await.map(|working| working.base()) }
     });
-    until(|| world.cell.call_count("directory.open") >= 2).await;
-    assert!(world.cell.cell().yields.is_empty());
+    world.cell.until(|cell| cell.call_count("directory.open") >= 2).await;
+    let idle = recalls_are_judged(&world).await;
+    assert_eq!(yielded(&world), [idle]);
     world.client.close(working).await.unwrap();
     assert_eq!(opening.await.unwrap().unwrap(), world.cell.version(fid));
     assert_eq!(other.read(fid).await.unwrap(), b"two");
@@ -48,10 +63,11 @@ async fn a_recall_during_an_open_for_writing_waits_for_its_close() {
     world.cell.recall(fid);
     let access = OpenAccess::Write { wait: LockWait::No, read: true };
     world.client.ask_open(fid, access, None).await.unwrap();
-    // The recall came before the open was answered: were it obeyed, it would be by now or soon.
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    assert!(world.cell.cell().yields.is_empty());
+    let idle = recalls_are_judged(&world).await;
+    assert_eq!(yielded(&world), [idle]);
     drop(intent);
+    world.cell.until(|cell| cell.yields.len() == 2).await;
+    assert_eq!(yielded(&world), [idle, fid]);
     assert!(world.client.writeback.working(fid).is_none());
 }
 

@@ -1,7 +1,10 @@
 //! What a kill of the client leaves, at each step of the journal.
 
+use std::future::poll_fn;
 use std::os::unix::fs::FileExt;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use dfs_proto::FsError;
@@ -250,32 +253,54 @@ async fn a_torn_journal_loses_at_most_the_last_step() {
     );
 }
 
-/// One life of a client on a bad network, ended by a kill at some moment of some flush. Answers
-/// with the last round that was answered and the last one that was asked for.
-async fn live_and_die(client: TestClient, working: Working, rounds: u8, moment: u64) -> (u8, u8) {
-    let mut answered = 0;
+/// Lets `work` go on until it waits for the `waits`th time, and drops it there.
+async fn killed_after<T>(waits: u64, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut left = waits;
+    poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if left <= 1 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
+/// One life of a client on a bad network.
+struct Life {
+    /// The last round that was answered.
+    answered: u8,
+    /// The last round that was asked for.
+    asked: u8,
+    /// Whether the kill came before the last flush was through.
+    is_cut_short: bool,
+}
+
+/// Lives until the last of `rounds` flushes, and is killed when that waits for the `waits`th time.
+async fn live_and_die(client: TestClient, working: Working, rounds: u8, waits: u64) -> Life {
+    let mut life = Life { answered: 0, asked: rounds, is_cut_short: false };
     for round in 1..rounds {
         working.write_at(0, &[round; 1000]).unwrap();
         if client.flush(&working).await.is_ok() {
-            answered = round;
+            life.answered = round;
         }
     }
     working.write_at(0, &[rounds; 1000]).unwrap();
-    tokio::select! {
-        result = client.flush(&working) => {
-            if result.is_ok() {
-                answered = rounds;
-            }
-        }
-        () = tokio::time::sleep(Duration::from_micros(moment)) => {}
+    match killed_after(waits, client.flush(&working)).await {
+        Some(Ok(_)) => life.answered = rounds,
+        Some(Err(_)) => {}
+        None => life.is_cut_short = true,
     }
     client.kill().await;
-    (answered, rounds)
+    life
 }
 
 #[tokio::test]
-async fn a_kill_at_any_moment_on_a_bad_network_loses_and_doubles_nothing() {
-    for seed in 0..40_u64 {
+async fn a_kill_at_any_step_on_a_bad_network_loses_and_doubles_nothing() {
+    let mut cut_short_count = 0;
+    for seed in 0..48_u64 {
         let cell = FakeCell::new(Arc::new(SystemClock));
         let weather = Weather::new(seed, Odds::default());
         let inner: Arc<dyn Dial> = Arc::new(cell.clone());
@@ -286,13 +311,15 @@ async fn a_kill_at_any_moment_on_a_bad_network_loses_and_doubles_nothing() {
         let fid = working.fid();
         weather.set_odds(Odds { undelivered: 10, reply_lost: 25, delivered_twice: 15 });
         let rounds = u8::try_from(1 + seed % 4).unwrap();
-        let (answered, asked) = live_and_die(client, working, rounds, seed * 211 % 6000).await;
+        let life = live_and_die(client, working, rounds, 1 + seed / 4 % 6).await;
+        cut_short_count += u64::from(life.is_cut_short);
         let client = start(&dir, &cell).await;
         let left = drained(&client).await;
         assert_eq!(left, 0, "SEED={seed} {:?}", client.writeback.outbox());
         let content = cell.content(fid, NODES[0]);
         let round = content.first().copied().unwrap_or(0);
         assert!(content.iter().all(|byte| *byte == round), "SEED={seed}: torn");
+        let Life { answered, asked, .. } = life;
         assert!((answered..=asked).contains(&round), "SEED={seed}: {answered} {round} {asked}");
         assert!(cell.commit_count(fid) <= u64::from(asked), "SEED={seed}: doubled");
         let outbox = client.writeback.outbox();
@@ -300,4 +327,5 @@ async fn a_kill_at_any_moment_on_a_bad_network_loses_and_doubles_nothing() {
         assert!(outbox.iter().all(|item| is_kept(item.state)), "SEED={seed}: {outbox:?}");
         client.kill().await;
     }
+    assert!(cut_short_count >= 16, "only {cut_short_count} kills during a flush");
 }
