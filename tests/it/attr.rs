@@ -129,3 +129,53 @@ async fn a_write_by_somebody_unprivileged_clears_set_id_bits() {
     let seen = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr.mode;
     assert_eq!(seen, 0o755);
 }
+
+/// W7: "The modification time is taken when data is written and does not move when it reaches the
+/// server."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_modification_time_is_that_of_the_write_and_not_of_the_commit() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, created.opened.handle);
+    a.vfs.write(handle, WriteTo::Offset(0), b"x", false).unwrap();
+    let written = a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr.mtime;
+    // A file written now has a later time, so a commit now would show.
+    for number in 0.. {
+        if put(&a.vfs, &format!("later{number}"), b"x").await.attr.mtime > written {
+            break;
+        }
+        assert!(number < 1000, "time stands still");
+    }
+    a.vfs.fsync(&root(), handle).await.unwrap();
+    let fsynced = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr;
+    assert_eq!((fsynced.mtime, fsynced.size), (written, 1));
+    close(&a.vfs, handle).await;
+    for client in [&a, &b] {
+        let closed = client.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr;
+        assert_eq!(closed.mtime, written);
+    }
+}
+
+/// W8: "A file that is removed while it is open on this client can be read and written through its
+/// handles until they are closed."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_removed_while_it_is_open_is_read_and_written_until_it_is_closed() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    for (name, remover) in [("removed_here", &a), ("removed_elsewhere", &b)] {
+        put(&a.vfs, name, b"old").await;
+        let writer = open(&a.vfs, name, WRITE).await;
+        let reader = open(&a.vfs, name, READ).await;
+        remover.vfs.unlink(&root(), at(ROOT, name)).await.unwrap();
+        assert_eq!(content(&a.vfs, reader.handle), b"old", "{name}");
+        a.vfs.write(writer.handle, WriteTo::End, b" and new", false).unwrap();
+        assert_eq!(content(&a.vfs, reader.handle), b"old and new", "{name}");
+        close(&a.vfs, writer.handle).await;
+        assert_eq!(content(&a.vfs, reader.handle), b"old and new", "{name}");
+        a.vfs.release(reader.handle).await.unwrap();
+        let gone = a.vfs.lookup(&root(), at(ROOT, name)).await;
+        assert!(matches!(gone, Err(Error::Fs(FsError::NotFound))), "{name}: {gone:?}");
+    }
+    assert_eq!(a.vfs.counts().1, 0);
+}

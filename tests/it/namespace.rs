@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use dfs_mount::vfs::ReadFrom;
 use dfs_proto::directory::RenameRule;
@@ -153,4 +154,44 @@ async fn names_that_are_none_are_refused_here() {
     assert_eq!(dot.nodeid, ROOT);
     let parent = a.vfs.lookup(&root(), at(ROOT, "..")).await.unwrap();
     assert_eq!(parent.nodeid, ROOT);
+}
+
+/// N2: "`O_CREAT | O_EXCL` succeeds for exactly one of all clients that try."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_all_clients_that_make_a_name_exclusively_exactly_one_succeeds() {
+    const NAMES: usize = 64;
+    let cell = Cell::start().await;
+    let clients = [cell.client(true).await, cell.client(true).await, cell.client(true).await];
+    let start = Arc::new(tokio::sync::Barrier::new(clients.len()));
+    let racers = clients
+        .each_ref()
+        .map(|client| tokio::spawn(make_all(client.vfs.clone(), Arc::clone(&start), NAMES)));
+    let mut makers = vec![0; NAMES];
+    let mut winners = 0;
+    for racer in racers {
+        let made = racer.await.unwrap();
+        winners += usize::from(!made.is_empty());
+        made.into_iter().for_each(|number| makers[number] += 1);
+    }
+    assert_eq!(makers, [1; NAMES]);
+    assert!(winners >= 2, "there was no race: one client made every name");
+}
+
+/// Tries to make each of `count` names, all at the same time as the other racers, and returns the
+/// numbers of those that it made.
+async fn make_all(vfs: Vfs, start: Arc<tokio::sync::Barrier>, count: usize) -> Vec<usize> {
+    let mut made = Vec::new();
+    for number in 0..count {
+        start.wait().await;
+        let how = CreateHow { mode: 0o644, exclusive: true, open: WRITE };
+        match vfs.create(&root(), at(ROOT, &format!("name{number}")), how).await {
+            Ok(created) => {
+                close(&vfs, created.opened.handle).await;
+                made.push(number);
+            }
+            Err(Error::Fs(FsError::Exists)) => {}
+            Err(error) => panic!("name{number}: {error}"),
+        }
+    }
+    made
 }

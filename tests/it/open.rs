@@ -34,6 +34,8 @@ async fn all_handles_of_a_client_share_one_working_copy() {
     assert_eq!(read(&cell.client(true).await.vfs, "file").await, b"3122");
 }
 
+/// R3: "A handle that was opened for reading goes on reading the version it opened when another
+/// client replaces the content."
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_reader_keeps_its_version_and_a_new_open_gets_the_newest() {
     let cell = Cell::start().await;

@@ -1,7 +1,8 @@
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::Barrier;
 
 use super::*;
 
@@ -185,4 +186,32 @@ async fn a_busy_mount_is_not_taken_away_and_a_lazy_end_commits_what_is_open() {
     let later = Mount::of(cell.client(true).await).await;
     assert_eq!(later.sh("cat $M/file").await, "kept");
     later.unmount().await;
+}
+
+/// N2: "`O_CREAT | O_EXCL` succeeds for exactly one of all clients that try."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_mounts_that_make_a_name_exclusively_exactly_one_succeeds() {
+    const NAMES: usize = 64;
+    let (_cell, a, b) = two_mounts().await;
+    let (a_path, b_path) = (a.path().to_owned(), b.path().to_owned());
+    let [by_a, by_b] = files(move || {
+        let start = Barrier::new(2);
+        let makes = |dir: &Path, number: usize| {
+            start.wait();
+            match File::create_new(dir.join(format!("name{number}"))) {
+                Ok(_) => true,
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+                Err(error) => panic!("name{number}: {error}"),
+            }
+        };
+        let make_all = |dir: PathBuf| (0..NAMES).map(|number| makes(&dir, number)).collect();
+        std::thread::scope(|scope| {
+            let racers = [a_path, b_path].map(|dir| scope.spawn(|| make_all(dir)));
+            racers.map(|racer| -> Vec<bool> { racer.join().unwrap() })
+        })
+    })
+    .await;
+    for (number, (a, b)) in by_a.iter().zip(&by_b).enumerate() {
+        assert!(a != b, "name{number}: made by {}", if *a { "both" } else { "none" });
+    }
 }
