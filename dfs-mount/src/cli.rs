@@ -70,7 +70,7 @@ enum Command {
     Get(CopyArgs),
     /// Show the attributes of files
     Stat(PathsArgs),
-    /// Show which nodes hold a file
+    /// Show which nodes hold a file, or each file directly in a directory
     Where(PathsArgs),
     /// What waits to be sent
     #[command(subcommand)]

@@ -138,6 +138,30 @@ fn put_get_and_cat_move_files_without_a_mount() {
 }
 
 #[test]
+fn where_names_the_nodes_of_a_file_or_of_each_file_directly_in_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    shell(dir.path(), "mkdir -p d/sub/empty; echo 1 > d/one; echo 2 > d/two; echo 3 > d/sub/three");
+    let tree = dir.path().join("d");
+    client.ask(&["put", "-r", tree.to_str().unwrap(), &server.path("")]);
+    let located = |place: &str| {
+        let report = client.ask(&["where", "--json", place]);
+        let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+        let files = report["files"].as_array().unwrap().iter();
+        files
+            .map(|file| {
+                assert_eq!(file["replicas"].as_array().unwrap().len(), 2, "{file}");
+                file["path"].as_str().unwrap().to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(located(&server.path("d/one")), [server.path("d/one")]);
+    assert_eq!(located(&server.path("d")), [server.path("d/one"), server.path("d/two")]);
+    assert_eq!(client.ask(&["where", &server.path("d/sub/empty")]), "no files\n");
+}
+
+#[test]
 fn a_reader_keeps_its_version_while_a_new_open_sees_the_next() {
     use std::io::{Read, Seek, SeekFrom};
     let dir = tempfile::tempdir().unwrap();

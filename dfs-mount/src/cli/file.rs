@@ -46,7 +46,7 @@ pub async fn stat(paths: &[OsString], output: &mut Output) -> Result<(), Failure
 }
 
 /// # Errors
-/// A [`Failure`] for the first path that is no file.
+/// A [`Failure`] for the first path that is neither file nor directory.
 pub async fn locate(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
     let urls = urls(paths)?;
     let mut volumes = Volumes::default();

@@ -1,7 +1,9 @@
 //! What `ls`, `stat` and `where` show.
 
+use dfs_proto::FsError;
 use dfs_proto::attr::{Attr, FileKind};
 use dfs_proto::directory::{ReadLink, ReplicaState, Where, WhereReply};
+use dfs_proto::id::FileId;
 use dfs_proto::name::Name;
 use serde::Serialize;
 
@@ -280,25 +282,55 @@ impl Report for Places {
                 ]
             })
         });
-        Table { header: vec!["node", "role", "address", "holds", "file"], rows: rows.collect() }
+        let rows: Vec<Vec<String>> = rows.collect();
+        match rows.is_empty() {
+            true => Table::lines(["no files".to_owned()]),
+            false => Table { header: vec!["node", "role", "address", "holds", "file"], rows },
+        }
     }
 }
 
-/// Where files are.
+/// Where files are; of a directory, each file directly in it.
 ///
 /// # Errors
-/// A [`Failure`] for the first path that is no file.
+/// A [`Failure`] for the first path that is neither.
 pub async fn places(urls: &[FileUrl], volumes: &mut Volumes) -> Result<Places, Failure> {
     let mut files = Vec::new();
     for url in urls {
-        let what = || format!("cannot find out where {url} is");
         let volume = volumes.of(&url.volume).await?;
-        let found = volume.find(&url.path, Links::Followed).await.about(what)?;
-        check_is_file(&found.attr).about(what)?;
-        let reply = volume.call(&Where { fid: found.attr.fid }).await.about(what)?;
+        let found = volume.find(&url.path, Links::Followed).await.about(|| lost(url))?;
+        if found.attr.kind == FileKind::Directory {
+            files.extend(places_in(volume, url, found.attr.fid).await?);
+            continue;
+        }
+        check_is_file(&found.attr).about(|| lost(url))?;
+        let reply = volume.call(&Where { fid: found.attr.fid }).await.about(|| lost(url))?;
         files.push(Place::new(url, reply));
     }
     Ok(Places { files })
+}
+
+async fn places_in(
+    volume: &Volume,
+    directory: &FileUrl,
+    fid: FileId,
+) -> Result<Vec<Place>, Failure> {
+    let mut places = Vec::new();
+    let entries = volume.entries(fid).await.about(|| lost(directory))?;
+    for entry in entries.into_iter().filter(|entry| entry.attr.kind == FileKind::File) {
+        let mut url = directory.clone();
+        url.path.push(entry.name);
+        match volume.call(&Where { fid: entry.attr.fid }).await {
+            // Removed since it was listed.
+            Err(FsError::Stale) => {}
+            reply => places.push(Place::new(&url, reply.about(|| lost(&url))?)),
+        }
+    }
+    Ok(places)
+}
+
+fn lost(url: &FileUrl) -> String {
+    format!("cannot find out where {url} is")
 }
 
 #[cfg(test)]
