@@ -223,25 +223,7 @@ impl Vfs {
         let reply = self.session().call(Role::Directory, Some(&caller.identity), request).await?;
         Ok(reply)
     }
-
-    /// The path by which a nodeid was last seen: for people, and possibly out of date.
-    fn path_hint(&self, nodeid: u64) -> String {
-        let mut names = Vec::new();
-        let mut next = nodeid;
-        while names.len() < HINT_NAMES_MAX {
-            let Some(node) = self.inner.inodes.get(next) else { break };
-            let Some(place) = node.state().place().cloned() else { break };
-            next = place.parent;
-            names.push(place.name.to_string());
-        }
-        names.reverse();
-        names.join("/")
-    }
 }
-
-/// Longest path that is put together for people. Units: names. Why a bound: two moves of
-/// directories on another client can make what was last seen a circle.
-const HINT_NAMES_MAX: usize = 128;
 
 impl std::fmt::Debug for Vfs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -200,21 +200,24 @@ fn umount_names_what_it_cannot_send_and_force_keeps_it_for_later() {
     let mut server = Server::start(&dir.path().join("data"), &[]);
     let client = Client::new(&dir.path().join("a"), &server);
     let mount = client.mount(&server, &["--timeout", "1s"]);
-    fs::write(mount.at("precious"), "one").unwrap();
-    let held = fs::OpenOptions::new().append(true).open(mount.at("precious")).unwrap();
+    fs::create_dir_all(mount.at("some/where")).unwrap();
+    fs::write(mount.at("some/where/precious"), "one").unwrap();
+    let held = fs::OpenOptions::new().append(true).open(mount.at("some/where/precious")).unwrap();
     nix::unistd::write(&held, b" two").unwrap();
     server.kill_9();
     drop(held);
     let refused = attempt(client.dfs(&["umount", "--timeout", "1s"]).arg(&mount.dir));
     assert!(!refused.status.success());
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(text.contains("precious"), "{text}");
+    assert!(text.contains(" /some/where/precious "), "{text}");
+    let list = client.ask(&["outbox", "list", mount.dir.to_str().unwrap()]);
+    assert!(list.split_whitespace().any(|word| word == "/some/where/precious"), "{list}");
     assert!(is_mounted(&mount.dir));
     run(client.dfs(&["umount", "--force", "--timeout", "1s"]).arg(&mount.dir));
     drop(mount);
     server.resume();
     let mount = client.mount(&server, &[]);
     eventually("the unsent change arrives", || {
-        (fs::read_to_string(mount.at("precious")).unwrap() == "one two").then_some(())
+        (fs::read_to_string(mount.at("some/where/precious")).unwrap() == "one two").then_some(())
     });
 }

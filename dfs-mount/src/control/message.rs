@@ -87,7 +87,7 @@ impl OutboxState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutboxEntry {
     pub id: u64,
-    /// Its path when it was opened.
+    /// Its path in the volume when it was opened; `...` stands for directories not known.
     pub path: String,
     pub fid: String,
     pub size_bytes: u64,

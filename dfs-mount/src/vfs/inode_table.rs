@@ -24,6 +24,10 @@ pub(crate) const ROOT_NODEID: u64 = 1;
 /// The first nodeid that is no inode's number.
 const FRESH_START: u64 = 1 << 62;
 
+/// Longest path that is put together for people. Units: names. Why a bound: two moves of
+/// directories on another client can make what was last seen a circle.
+const PATH_NAMES_MAX: usize = 128;
+
 #[derive(Debug)]
 struct Slot {
     node: Arc<Node>,
@@ -110,6 +114,29 @@ impl InodeTable {
             slot.lookup_count = slot.lookup_count.saturating_sub(count);
             slots.drop_unknown(nodeid);
         }
+    }
+
+    /// The path by which a nodeid was last seen, from the volume's root: for people, and possibly
+    /// out of date. It begins with `...` instead of `/` if the kernel has forgotten a directory on
+    /// the way, as it may have done with that of a hard link seen last.
+    pub(crate) fn path(&self, nodeid: u64) -> String {
+        let slots = self.slots();
+        let mut names = Vec::new();
+        let mut next = nodeid;
+        while next != ROOT_NODEID {
+            let place =
+                slots.by_nodeid.get(&next).and_then(|slot| slot.node.state().place().cloned());
+            let Some(place) = place.filter(|_| names.len() < PATH_NAMES_MAX) else {
+                names.push("...".to_owned());
+                break;
+            };
+            next = place.parent;
+            names.push(format!("/{}", place.name));
+        }
+        if names.is_empty() {
+            return "/".to_owned();
+        }
+        names.into_iter().rev().collect()
     }
 
     /// How many inodes the kernel knows.

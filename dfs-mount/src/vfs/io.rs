@@ -176,7 +176,7 @@ impl Vfs {
         if let Some(working) = handle.take_working() {
             let committed = self.commit_working(&handle.node, &working, Durability::Process).await;
             if let Err(error) = committed {
-                let path = self.path_hint(handle.node.nodeid);
+                let path = self.inner.inodes.path(handle.node.nodeid);
                 tracing::warn!(path, fid = %handle.node.fid, %error, "a closed file is not stored");
             }
             self.writeback().release(working).await;

@@ -304,7 +304,7 @@ impl Vfs {
             grant,
             placement: reply.placement.clone(),
             origin: Origin {
-                hint: self.path_hint(node.nodeid),
+                hint: self.inner.inodes.path(node.nodeid),
                 caller: Some(caller.identity.clone()),
             },
             is_dirty: base.is_dirty,

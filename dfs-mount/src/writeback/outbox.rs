@@ -37,7 +37,7 @@ pub enum OutboxState {
 pub struct OutboxItem {
     pub id: EntryId,
     pub fid: FileId,
-    /// The path when the file was opened.
+    /// The path in the volume when the file was opened.
     pub hint: String,
     pub size_bytes: u64,
     pub state: OutboxState,

@@ -1,7 +1,9 @@
 use dfs_proto::id::{InodeNo, VolumeId};
+use dfs_proto::name::Name;
 use dfs_proto::version::Epoch;
 
 use super::*;
+use crate::vfs::node::Place;
 
 fn fid(inode: u64) -> FileId {
     FileId::new(VolumeId(1), InodeNo(inode), Epoch(1))
@@ -94,4 +96,34 @@ fn inode_numbers_that_reach_the_fresh_range_or_the_root_do_not_collide() {
     let root_of_another_generation = FileId { generation: Epoch(2), ..fid(1) };
     let low = table.look_up(root_of_another_generation).nodeid;
     assert!(high >= FRESH_START && low >= FRESH_START && high != low);
+}
+
+fn see(table: &InodeTable, inode: u64, parent: u64, name: &str) {
+    let name = Name::parse(name.as_bytes()).unwrap();
+    table.look_up(fid(inode)).state().see_at(Place { parent, name });
+}
+
+#[test]
+fn a_path_is_whole_as_long_as_the_kernel_knows_its_directories() {
+    let table = table();
+    see(&table, 7, ROOT_NODEID, "a");
+    see(&table, 8, 7, "b");
+    see(&table, 9, 8, "file");
+    assert_eq!(table.path(9), "/a/b/file");
+    assert_eq!(table.path(ROOT_NODEID), "/");
+    see(&table, 8, ROOT_NODEID, "moved");
+    assert_eq!(table.path(9), "/moved/file");
+    table.forget(8, 2);
+    assert_eq!(table.path(9), ".../file");
+    assert_eq!(table.path(8), "...");
+}
+
+#[test]
+fn a_path_that_was_seen_to_go_in_a_circle_ends() {
+    let table = table();
+    see(&table, 7, 8, "a");
+    see(&table, 8, 7, "b");
+    let path = table.path(7);
+    assert!(path.starts_with(".../") && path.ends_with("/b/a"), "{path}");
+    assert_eq!(path.matches('/').count(), PATH_NAMES_MAX);
 }
