@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use dfs_proto::admin::{Announce, Join, Map, NewJoinToken, RenewCertificate, Status};
-use dfs_proto::auth::{AddUser, Keys, Login, Logout, Renew, WhoAmI};
+use dfs_proto::admin::{Announce, Map, RenewCertificate, Status};
+use dfs_proto::auth::{AddUser, Keys, Login, WhoAmI};
 use dfs_proto::file::{Fetch, Missing, PutChunks, Replicate, Store, SyncChunks};
-use dfs_proto::lock::{EndSession, Grant, Recalls, Release};
+use dfs_proto::lock::{EndSession, Recalls, Release};
 use dfs_proto::session::{CloseSession, Events};
 
 use super::network::Network;
@@ -40,6 +40,7 @@ macro_rules! plain {
 }
 
 pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
+    plain!(router, auth, renew, logout);
     let service = Arc::clone(auth);
     router.unary(move |context, request: Login| {
         let service = Arc::clone(&service);
@@ -56,16 +57,6 @@ pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
         async move { Ok(keys) }
     });
     let service = Arc::clone(auth);
-    router.unary(move |_context, request: Renew| {
-        let service = Arc::clone(&service);
-        async move { service.renew(request).await }
-    });
-    let service = Arc::clone(auth);
-    router.unary(move |_context, request: Logout| {
-        let service = Arc::clone(&service);
-        async move { service.logout(request).await }
-    });
-    let service = Arc::clone(auth);
     router.unary(move |context, request: AddUser| {
         let service = Arc::clone(&service);
         async move { service.add_user(&context, request).await }
@@ -75,6 +66,7 @@ pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
 /// The cell's list of nodes. This process needs the others' addresses itself, so it listens in.
 pub fn registry(router: &mut Router, registry: &Arc<Registry>, network: &Network) {
     network.set_map(registry.map(&Map {}));
+    plain!(router, registry, join_token, join);
     let service = Arc::clone(registry);
     router.unary(move |_context, request: Map| {
         let map = service.map(&request);
@@ -88,16 +80,6 @@ pub fn registry(router: &mut Router, registry: &Arc<Registry>, network: &Network
             listener.set_map(map.clone());
             Ok(map)
         }
-    });
-    let service = Arc::clone(registry);
-    router.unary(move |_context, request: NewJoinToken| {
-        let service = Arc::clone(&service);
-        async move { service.join_token(request).await }
-    });
-    let service = Arc::clone(registry);
-    router.unary(move |_context, request: Join| {
-        let service = Arc::clone(&service);
-        async move { service.join(request).await }
     });
     let service = Arc::clone(registry);
     router.unary(move |context, request: RenewCertificate| {
@@ -116,11 +98,7 @@ pub fn map(router: &mut Router, network: &Network) {
 }
 
 pub fn lock(router: &mut Router, lock: &LockService) {
-    let service = lock.clone();
-    router.unary(move |_context, request: Grant| {
-        let service = service.clone();
-        async move { service.grant(request).await }
-    });
+    plain!(router, lock, grant);
     let service = lock.clone();
     router.unary(move |_context, request: Release| {
         service.release(&request);
