@@ -29,46 +29,40 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// A [`Failure`] for the first path that cannot be listed.
 pub async fn ls(arguments: &LsArgs, output: &mut Output) -> Result<(), Failure> {
     let urls = urls(&arguments.paths)?;
-    let mut volumes = Volumes::default();
-    let listed = list::listings(&urls, arguments.long, &mut volumes).await;
-    volumes.close().await;
-    output.show(&listed?)
+    let listed = with_volumes(async |it| list::listings(&urls, arguments.long, it).await).await?;
+    output.show(&listed)
 }
 
 /// # Errors
 /// A [`Failure`] for the first path without attributes.
 pub async fn stat(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
     let urls = urls(paths)?;
-    let mut volumes = Volumes::default();
-    let found = list::attributes(&urls, &mut volumes).await;
-    volumes.close().await;
-    output.show(&found?)
+    let found = with_volumes(async |volumes| list::attributes(&urls, volumes).await).await?;
+    output.show(&found)
 }
 
 /// # Errors
 /// A [`Failure`] for the first path that is neither file nor directory.
 pub async fn locate(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
     let urls = urls(paths)?;
-    let mut volumes = Volumes::default();
-    let found = list::places(&urls, &mut volumes).await;
-    volumes.close().await;
-    output.show(&found?)
+    let found = with_volumes(async |volumes| list::places(&urls, volumes).await).await?;
+    output.show(&found)
 }
 
 /// # Errors
 /// A [`Failure`] for the first file that cannot be read to its end.
 pub async fn cat(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
     let urls = urls(paths)?;
-    let mut volumes = Volumes::default();
-    let mut done = Ok(());
-    for url in &urls {
-        done = cat_one(url, &mut volumes, output).await;
-        if done.is_err() || output.is_closed() {
-            break;
+    with_volumes(async |volumes| {
+        for url in &urls {
+            cat_one(url, volumes, output).await?;
+            if output.is_closed() {
+                break;
+            }
         }
-    }
-    volumes.close().await;
-    done
+        Ok(())
+    })
+    .await
 }
 
 async fn cat_one(url: &FileUrl, volumes: &mut Volumes, output: &mut Output) -> Result<(), Failure> {
@@ -105,10 +99,7 @@ fn write_zeros(length: u64, output: &mut Output) -> Result<(), Failure> {
 pub async fn get(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failure> {
     let (sources, destination) = split(&arguments.paths)?;
     let job = get::Get::new(&urls(sources)?, destination, arguments)?;
-    let mut volumes = Volumes::default();
-    let done = job.run(&mut volumes, output).await;
-    volumes.close().await;
-    done
+    with_volumes(async |volumes| job.run(volumes, output).await).await
 }
 
 /// # Errors
@@ -116,11 +107,18 @@ pub async fn get(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failur
 pub async fn put(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failure> {
     let (sources, destination) = split(&arguments.paths)?;
     let destination = target::resolve(destination, &mounts::table()?)?;
-    let mut volumes = Volumes::default();
     let job = put::Put { sources, destination, arguments };
-    let done = job.run(&mut volumes, output).await;
+    with_volumes(async |volumes| job.run(volumes, output).await).await
+}
+
+/// Runs `work` and then ends the sessions it opened, whatever came of it.
+async fn with_volumes<T>(
+    work: impl AsyncFnOnce(&mut Volumes) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut volumes = Volumes::default();
+    let result = work(&mut volumes).await;
     volumes.close().await;
-    done
+    result
 }
 
 fn split(paths: &[OsString]) -> Result<(&[OsString], &OsString), Failure> {

@@ -90,8 +90,21 @@ pub fn unanswered(mount: &Mount, error: ControlError) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
+    use crate::control::mountinfo::Device;
+
+    /// A mount as the kernel's table has it.
+    pub fn mount() -> Mount {
+        Mount {
+            device: Device { major: 0, minor: 1 },
+            root: "/".into(),
+            mount_point: "/mnt".into(),
+            kind: "fuse.dfs".into(),
+            source: "dfs://h/main".into(),
+            super_options: "user_id=0".into(),
+        }
+    }
 
     #[test]
     fn a_mount_points_name_follows_links_above_it_only() {

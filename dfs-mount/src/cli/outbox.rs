@@ -11,7 +11,7 @@ use super::mounts;
 use super::output::{Output, Report, Table};
 use super::show;
 use crate::config::ByteSize;
-use crate::control::client::ControlError;
+use crate::control::client::{ControlClient, ControlError};
 use crate::control::message::{OutboxEntry, OutboxReport};
 use crate::control::mountinfo::Mount;
 
@@ -59,16 +59,7 @@ impl Report for Outboxes {
 /// # Errors
 /// A [`Failure`] if a daemon does not answer.
 pub async fn list(arguments: &MountPointArgs, output: &mut Output) -> Result<(), Failure> {
-    let mut report = Outboxes::default();
-    for mount in mounts::chosen(arguments.dir.as_deref())? {
-        let answer = match mounts::daemon(&mount) {
-            Ok(daemon) => daemon.outbox().await,
-            Err(error) => Err(error),
-        };
-        report.add(&mount, answer);
-    }
-    output.show(&report)?;
-    report.first_silent()
+    show(arguments, async |daemon| daemon.outbox().await, output).await.map(drop)
 }
 
 /// Exits with [`Exit::Unsent`] if something is left.
@@ -76,16 +67,7 @@ pub async fn list(arguments: &MountPointArgs, output: &mut Output) -> Result<(),
 /// # Errors
 /// A [`Failure`] if a daemon does not answer, or data is still unsent afterwards.
 pub async fn retry(arguments: &MountPointArgs, output: &mut Output) -> Result<(), Failure> {
-    let mut report = Outboxes::default();
-    for mount in mounts::chosen(arguments.dir.as_deref())? {
-        let answer = match mounts::daemon(&mount) {
-            Ok(daemon) => daemon.retry(RETRY_PATIENCE).await,
-            Err(error) => Err(error),
-        };
-        report.add(&mount, answer);
-    }
-    output.show(&report)?;
-    report.first_silent()?;
+    let report = show(arguments, async |it| it.retry(RETRY_PATIENCE).await, output).await?;
     let left: Vec<&OutboxEntry> = report.mounts.iter().flat_map(|mount| &mount.entries).collect();
     match left.first() {
         None => Ok(()),
@@ -95,6 +77,25 @@ pub async fn retry(arguments: &MountPointArgs, output: &mut Output) -> Result<()
             format!("{}: {}", first.path, first.why),
         )),
     }
+}
+
+/// Asks each mount's daemon and shows what they say.
+async fn show(
+    arguments: &MountPointArgs,
+    ask: impl AsyncFn(&ControlClient) -> Result<OutboxReport, ControlError>,
+    output: &mut Output,
+) -> Result<Outboxes, Failure> {
+    let mut report = Outboxes::default();
+    for mount in mounts::chosen(arguments.dir.as_deref())? {
+        let answer = match mounts::daemon(&mount) {
+            Ok(daemon) => ask(&daemon).await,
+            Err(error) => Err(error),
+        };
+        report.add(&mount, answer);
+    }
+    output.show(&report)?;
+    report.first_silent()?;
+    Ok(report)
 }
 
 impl Outboxes {
@@ -118,20 +119,9 @@ impl Outboxes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::mounts::tests::mount;
     use crate::cli::output::tests::captured;
     use crate::control::message::OutboxState;
-    use crate::control::mountinfo::Device;
-
-    fn mount() -> Mount {
-        Mount {
-            device: Device { major: 0, minor: 1 },
-            root: "/".into(),
-            mount_point: "/mnt".into(),
-            kind: "fuse.dfs".into(),
-            source: "dfs://h/main".into(),
-            super_options: String::new(),
-        }
-    }
 
     #[test]
     fn a_dead_daemon_neither_hides_the_others_nor_is_passed_over() {

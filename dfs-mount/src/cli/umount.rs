@@ -191,20 +191,9 @@ fn uses(process: &Path, mount_point: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::mounts::tests::mount;
     use crate::cli::output::tests::captured;
     use crate::control::message::{OutboxEntry, OutboxState};
-    use crate::control::mountinfo::Device;
-
-    fn mount() -> Mount {
-        Mount {
-            device: Device { major: 0, minor: 1 },
-            root: "/".into(),
-            mount_point: "/mnt".into(),
-            kind: "fuse.dfs".into(),
-            source: "dfs://h/main".into(),
-            super_options: "user_id=0".into(),
-        }
-    }
 
     fn entry(state: OutboxState) -> OutboxEntry {
         OutboxEntry {
