@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -11,32 +12,55 @@ use dfs_proto::FsError;
 use dfs_proto::client::Dial;
 use dfs_proto::client::hostile::{HostileDialer, Odds, Weather};
 use dfs_proto::clock::SystemClock;
+use dfs_proto::id::{FileId, SessionId};
 
 use super::{World, start};
+use crate::cache::ContentError;
 use crate::cache::record::State;
 use crate::testing::client::{TestClient, read_file};
 use crate::testing::fake_cell::{FakeCell, NODES};
 use crate::writeback::failpoint::Point;
 use crate::writeback::{OutboxState, Working};
 
-/// Lets a flush run up to a point and kills the client there.
-pub(super) async fn kill_at(
-    world: World,
-    working: Working,
-    point: Point,
-) -> (FakeCell, tempfile::TempDir) {
-    let failpoints = world.client.writeback.failpoints().clone();
-    failpoints.arm(point);
-    let client = world.client.clone();
-    let flush = tokio::spawn(async move { client.flush(&working).await });
-    failpoints.reached().await;
-    flush.abort();
-    let _ = flush.await;
-    world.client.kill().await;
-    (world.cell, world.dir)
+/// What a killed client leaves.
+pub(super) struct Killed {
+    pub cell: FakeCell,
+    pub dir: tempfile::TempDir,
+    pub fid: FileId,
+    /// Where its working copy is.
+    pub file: PathBuf,
+    pub session: SessionId,
 }
 
-pub(super) async fn edited(world: &World, content: &[u8]) -> Working {
+/// Changes a file from `base` to `next`, lets its flush run up to a point, and kills the client
+/// there.
+pub(super) async fn killed_at(point: Point) -> Killed {
+    let world = World::new().await;
+    let working = edited(&world, b"next").await;
+    let (fid, file) = (working.fid(), working.file().path().to_owned());
+    let flushing = world.client.clone();
+    reach(point, &world.client, async move { flushing.flush(&working).await.map(drop) }).await;
+    let World { cell, dir, client } = world;
+    let session = client.session.id();
+    client.kill().await;
+    Killed { cell, dir, fid, file, session }
+}
+
+/// Lets `work` of a client run up to a point, and drops it there.
+async fn reach(
+    point: Point,
+    client: &TestClient,
+    work: impl Future<Output = Result<(), ContentError>> + Send + 'static,
+) {
+    let failpoints = client.writeback.failpoints();
+    failpoints.arm(point);
+    let work = tokio::spawn(work);
+    failpoints.reached().await;
+    work.abort();
+    assert!(work.await.unwrap_err().is_cancelled());
+}
+
+async fn edited(world: &World, content: &[u8]) -> Working {
     let fid = world.client.put("a", b"base").await.unwrap();
     let working = world.client.open_write(fid).await.unwrap();
     working.write_at(0, content).unwrap();
@@ -78,10 +102,7 @@ async fn what_was_never_closed_is_kept_as_interrupted_and_never_sent() {
 
 #[tokio::test]
 async fn what_was_closed_and_not_sent_yet_is_sent_by_the_next_run() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterSending).await;
     assert_eq!(cell.commit_count(fid), 1);
     let client = start(&dir, &cell).await;
     assert_eq!(drained(&client).await, 0);
@@ -92,10 +113,7 @@ async fn what_was_closed_and_not_sent_yet_is_sent_by_the_next_run() {
 
 #[tokio::test]
 async fn what_was_stored_without_the_answer_being_noted_is_not_sent_twice() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterStore).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterStore).await;
     assert_eq!(cell.commit_count(fid), 2);
     let client = start(&dir, &cell).await;
     assert_eq!(drained(&client).await, 0);
@@ -105,10 +123,7 @@ async fn what_was_stored_without_the_answer_being_noted_is_not_sent_twice() {
 
 #[tokio::test]
 async fn an_earlier_session_is_closed_once_its_ops_are_settled_and_says_so() {
-    let world = World::new().await;
-    let former = world.client.session.id();
-    let working = edited(&world, b"next").await;
-    let (cell, dir) = kill_at(world, working, Point::AfterStore).await;
+    let Killed { cell, dir, session: former, .. } = killed_at(Point::AfterStore).await;
     cell.refuse("directory.outcome", FsError::unavailable("for a while"));
     cell.refuse("directory.outcome", FsError::NotPermitted);
     start(&dir, &cell).await.kill().await;
@@ -148,10 +163,7 @@ async fn an_unmount_with_an_outcome_open_does_not_say_that_all_is_settled() {
 
 #[tokio::test]
 async fn what_was_stored_and_noted_is_a_cached_version_after_a_kill() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterRecord).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterRecord).await;
     let client = start(&dir, &cell).await;
     assert_eq!(client.writeback.outbox(), []);
     assert_eq!(client.cache.clean(fid).await.unwrap().version, cell.version(fid));
@@ -162,13 +174,9 @@ async fn what_was_stored_and_noted_is_a_cached_version_after_a_kill() {
 async fn a_kill_before_the_open_is_answered_leaves_the_cached_version() {
     let world = World::new().await;
     let fid = world.client.put("a", b"base").await.unwrap();
-    let failpoints = world.client.writeback.failpoints().clone();
-    failpoints.arm(Point::AfterWorking);
-    let client = world.client.clone();
-    let open = tokio::spawn(async move { client.open_write(fid).await.map(drop) });
-    failpoints.reached().await;
-    open.abort();
-    let _ = open.await;
+    let opening = world.client.clone();
+    let open = async move { opening.open_write(fid).await.map(drop) };
+    reach(Point::AfterWorking, &world.client, open).await;
     let World { cell, dir, client } = world;
     client.kill().await;
     let client = start(&dir, &cell).await;
@@ -178,10 +186,7 @@ async fn a_kill_before_the_open_is_answered_leaves_the_cached_version() {
 
 #[tokio::test]
 async fn content_that_does_not_fit_the_journal_any_more_is_kept_and_not_sent() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let (fid, file) = (working.fid(), working.file().path().to_owned());
-    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    let Killed { cell, dir, fid, file } = killed_at(Point::AfterSending).await;
     let file = std::fs::File::options().write(true).open(file).unwrap();
     file.write_all_at(b"X", 0).unwrap();
     let client = start(&dir, &cell).await;
@@ -192,10 +197,7 @@ async fn content_that_does_not_fit_the_journal_any_more_is_kept_and_not_sent() {
 
 #[tokio::test]
 async fn a_replay_onto_another_clients_change_is_a_conflict() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterSending).await;
     cell.write_as_other(fid, b"theirs");
     let client = start(&dir, &cell).await;
     assert_eq!(drained(&client).await, 0);
@@ -207,10 +209,7 @@ async fn a_replay_onto_another_clients_change_is_a_conflict() {
 
 #[tokio::test]
 async fn an_open_right_after_the_start_sees_what_was_closed_before_the_kill() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterSending).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterSending).await;
     let client = start(&dir, &cell).await;
     assert_eq!(client.read(fid).await.unwrap(), b"next");
 }

@@ -2,8 +2,8 @@
 
 use dfs_proto::version::Sequence;
 
-use super::replay::{edited, kill_at};
-use super::{World, start};
+use super::replay::{Killed, killed_at};
+use super::start;
 use crate::testing::fake_cell::{FakeCell, NODES};
 use crate::writeback::failpoint::Point;
 
@@ -14,10 +14,7 @@ fn forget_answers(cell: &FakeCell) {
 
 #[tokio::test]
 async fn a_store_whose_version_is_forgotten_is_the_base_of_the_next_change() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterStore).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterStore).await;
     forget_answers(&cell);
     let client = start(&dir, &cell).await;
     assert_eq!(client.writeback.outbox(), []);
@@ -30,10 +27,7 @@ async fn a_store_whose_version_is_forgotten_is_the_base_of_the_next_change() {
 
 #[tokio::test]
 async fn a_store_whose_version_is_forgotten_gives_way_to_a_change_that_came_after() {
-    let world = World::new().await;
-    let working = edited(&world, b"next").await;
-    let fid = working.fid();
-    let (cell, dir) = kill_at(world, working, Point::AfterStore).await;
+    let Killed { cell, dir, fid, .. } = killed_at(Point::AfterStore).await;
     forget_answers(&cell);
     cell.write_as_other(fid, b"other");
     let client = start(&dir, &cell).await;
