@@ -468,7 +468,7 @@ impl Filesystem for Fuse {
         _output_bytes: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::from_i32(libc::ENOTTY));
+        reply.error(Errno::ENOTTY);
     }
 
     fn getxattr(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {

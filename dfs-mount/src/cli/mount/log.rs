@@ -3,7 +3,7 @@
 //! `DFS_LOG` sets what is logged, in the notation of `tracing_subscriber::EnvFilter`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -29,8 +29,8 @@ fn filter() -> EnvFilter {
 
 /// Logs to stderr. Only the first choice of a process counts.
 pub fn to_stderr() {
-    let is_terminal = io::stderr().is_terminal();
-    let logger = builder().with_env_filter(filter()).with_ansi(is_terminal).with_writer(io::stderr);
+    // Without colours: it is a journal or a file more often than a terminal.
+    let logger = builder().with_env_filter(filter()).with_ansi(false).with_writer(io::stderr);
     // Fails if a logger is set already: then that one stays.
     let _ = logger.try_init();
 }

@@ -186,7 +186,7 @@ async fn a_kill_before_the_open_is_answered_leaves_the_cached_version() {
 
 #[tokio::test]
 async fn content_that_does_not_fit_the_journal_any_more_is_kept_and_not_sent() {
-    let Killed { cell, dir, fid, file } = killed_at(Point::AfterSending).await;
+    let Killed { cell, dir, fid, file, .. } = killed_at(Point::AfterSending).await;
     let file = std::fs::File::options().write(true).open(file).unwrap();
     file.write_all_at(b"X", 0).unwrap();
     let client = start(&dir, &cell).await;
