@@ -30,11 +30,12 @@ pub struct CacheFile {
 }
 
 /// Tells whether a file was touched: changes with every write, and with a first store through a
-/// mapping.
+/// mapping. The change time is there because a modification time can be set back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     size: u64,
     mtime: (i64, i64),
+    ctime: (i64, i64),
 }
 
 impl CacheFile {
@@ -95,7 +96,8 @@ impl CacheFile {
     pub fn stamp(&self) -> io::Result<Stamp> {
         let metadata = self.file.metadata()?;
         let mtime = (metadata.mtime(), metadata.mtime_nsec());
-        Ok(Stamp { size: metadata.len(), mtime })
+        let ctime = (metadata.ctime(), metadata.ctime_nsec());
+        Ok(Stamp { size: metadata.len(), mtime, ctime })
     }
 
     /// Whether the file holds exactly this content. Reads all of it.

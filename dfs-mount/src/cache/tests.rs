@@ -66,6 +66,19 @@ async fn a_recorded_version_is_there_in_the_next_run() {
 }
 
 #[tokio::test]
+async fn damage_under_a_running_client_is_found_though_the_times_were_set_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let path = add(&cache, 5, b"hello").path().to_owned();
+    assert!(cache.clean(fid(5)).await.is_some());
+    let modified = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"jello", 0).unwrap();
+    file.set_modified(modified).unwrap();
+    assert!(cache.clean(fid(5)).await.is_none());
+}
+
+#[tokio::test]
 async fn a_version_that_became_a_working_copy_while_it_was_checked_is_not_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
