@@ -17,6 +17,7 @@
 //! Called by `fuse` only. Knows nothing of FUSE, of threads, or of mounts.
 
 mod attr;
+mod create;
 mod handle_table;
 mod inode_table;
 mod io;
@@ -27,6 +28,7 @@ mod node;
 mod open;
 mod readdir;
 mod statfs;
+mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,10 +50,11 @@ use inode_table::InodeTable;
 use node::Node;
 
 pub use attr::Change;
+pub use create::{CreateHow, Created};
 pub use io::{Seek, WriteTo};
 pub use mode::Way;
 pub use namespace::{At, NodeHow};
-pub use open::{CreateHow, Created, OpenHow, Opened};
+pub use open::{OpenHow, Opened};
 pub use readdir::{Listed, ReadFrom};
 
 /// For whom an operation is done.

@@ -62,6 +62,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, Code
     }
 }
 
+/// Decodes a value from the beginning of `bytes`, whatever follows.
+///
+/// # Errors
+/// `Decode` if they do not begin with a `T`.
+pub fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, _) =
+        bincode::serde::decode_from_slice(bytes, config()).map_err(CodecError::Decode)?;
+    Ok(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

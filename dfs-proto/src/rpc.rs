@@ -160,6 +160,18 @@ pub fn decode_request<R: DeserializeOwned>(head: &[u8]) -> Result<(Envelope, R),
     codec::decode(head, HEAD_BYTES_MAX).map_err(|error| FsError::malformed(error.to_string()))
 }
 
+/// The envelope of a request of which only the front has come.
+///
+/// # Errors
+/// As [`decode_request`]; [`FsError::Malformed`] also if the envelope is not whole yet.
+pub fn envelope_in_front(body: &[u8]) -> Result<Envelope, FsError> {
+    let length = head_length(body)?.ok_or_else(|| FsError::malformed("frame has no head"))?;
+    let head = &body[FRAME_PREFIX_BYTES..];
+    let head = &head[..head.len().min(length)];
+    check_version(head)?;
+    codec::decode_front(head).map_err(|error| FsError::malformed(error.to_string()))
+}
+
 fn check_version(head: &[u8]) -> Result<(), FsError> {
     // The version is the first field: the shortest prefix that decodes tells it.
     for end in 1..=head.len().min(3) {

@@ -5,6 +5,7 @@
 //! them. Every request ends at its deadline.
 
 mod authenticate;
+mod body;
 pub mod http;
 mod status;
 
@@ -19,13 +20,13 @@ use dfs_proto::FsError;
 use dfs_proto::client::{Local, ReplyBody};
 use dfs_proto::clock::Clock;
 use dfs_proto::limits::DEADLINE_MAX;
-use dfs_proto::rpc::{Envelope, Rpc, StreamRpc, decode_request, encode_reply, split_frame};
+use dfs_proto::rpc::{Access, Envelope, Rpc, StreamRpc, decode_request, encode_reply, split_frame};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 
-use crate::request::{Context, NodeProof};
+use crate::request::{Context, NodeProof, Peer};
 
 pub use authenticate::CheckTicket;
 pub use status::http_status;
@@ -48,9 +49,14 @@ pub enum Reply {
 type Handler =
     Box<dyn Fn(Channel, Bytes, Bytes) -> BoxFuture<'static, Reply> + Send + Sync + 'static>;
 
+struct Route {
+    access: Access,
+    handler: Handler,
+}
+
 /// Paths and their handlers.
 pub struct Router {
-    handlers: HashMap<&'static str, Handler>,
+    routes: HashMap<&'static str, Route>,
     gate: Arc<Gate>,
 }
 
@@ -62,7 +68,7 @@ struct Gate {
 
 impl Router {
     pub fn new(tickets: Arc<dyn CheckTicket>, clock: Arc<dyn Clock>) -> Router {
-        Router { handlers: HashMap::new(), gate: Arc::new(Gate { tickets, clock }) }
+        Router { routes: HashMap::new(), gate: Arc::new(Gate { tickets, clock }) }
     }
 
     /// Serves `R` with a handler that takes and gives no payload.
@@ -83,7 +89,7 @@ impl Router {
         F: Future<Output = Result<(R::Reply, Vec<Bytes>), FsError>> + Send + 'static,
     {
         let (gate, handler) = (Arc::clone(&self.gate), Arc::new(handler));
-        self.add(R::PATH, move |channel, head, payload| {
+        self.add(R::PATH, R::ACCESS, move |channel, head, payload| {
             let (gate, handler) = (Arc::clone(&gate), Arc::clone(&handler));
             let answer = async move {
                 let (envelope, request) = decode_request::<R>(&head)?;
@@ -105,7 +111,7 @@ impl Router {
         F: Future<Output = Result<BoxStream<'static, R::Item>, FsError>> + Send + 'static,
     {
         let (gate, handler) = (Arc::clone(&self.gate), Arc::new(handler));
-        self.add(R::PATH, move |channel, head, _payload| {
+        self.add(R::PATH, R::ACCESS, move |channel, head, _payload| {
             let (gate, handler) = (Arc::clone(&gate), Arc::clone(&handler));
             let opened = async move {
                 let (envelope, request) = decode_request::<R>(&head)?;
@@ -116,12 +122,29 @@ impl Router {
         });
     }
 
-    fn add<F>(&mut self, path: &'static str, handler: F)
+    fn add<F>(&mut self, path: &'static str, access: Access, handler: F)
     where
         F: Fn(Channel, Bytes, Bytes) -> BoxFuture<'static, Reply> + Send + Sync + 'static,
     {
-        let before = self.handlers.insert(path, Box::new(handler));
+        let before = self.routes.insert(path, Route { access, handler: Box::new(handler) });
         assert!(before.is_none(), "two handlers for {path}");
+    }
+
+    /// Whether a request with this envelope may send a large body to `path`: never one that anybody
+    /// may send.
+    pub(super) fn admit_body(
+        &self,
+        channel: &Channel,
+        path: &str,
+        envelope: &Envelope,
+    ) -> Result<(), FsError> {
+        let Some(route) = self.routes.get(path) else {
+            return Err(FsError::UnknownOperation { path: path.to_owned() });
+        };
+        match self.gate.identify(channel.clone(), envelope, route.access)? {
+            Peer::Anonymous => Err(FsError::malformed("request of a stranger is too long")),
+            _ => Ok(()),
+        }
     }
 
     /// Answers one request.
@@ -132,8 +155,8 @@ impl Router {
         head: Bytes,
         payload: Bytes,
     ) -> Reply {
-        match self.handlers.get(path) {
-            Some(handler) => handler(channel, head, payload).await,
+        match self.routes.get(path) {
+            Some(route) => (route.handler)(channel, head, payload).await,
             None => refusal(FsError::UnknownOperation { path: path.to_owned() }),
         }
     }
@@ -194,8 +217,10 @@ impl Local for Router {
             Ok(parts) => parts,
             Err(error) => return std::future::ready(body_of(refusal(error))).boxed(),
         };
-        match self.handlers.get(path) {
-            Some(handler) => handler(Channel::Local, head, join(payload)).map(body_of).boxed(),
+        match self.routes.get(path) {
+            Some(route) => {
+                (route.handler)(Channel::Local, head, join(payload)).map(body_of).boxed()
+            }
             None => {
                 let error = FsError::UnknownOperation { path: path.to_owned() };
                 std::future::ready(body_of(refusal(error))).boxed()

@@ -208,3 +208,31 @@ fn garbage_on_the_wire_is_answered_and_hurts_nobody() {
     assert_eq!(crate::support::shell(dir.path(), &claim), "413");
     client.ask(&["ls", &server.path("")]);
 }
+
+#[test]
+fn strangers_that_announce_large_bodies_hold_up_nobody() {
+    // More than fit into the server's memory for bodies.
+    const STRANGERS: usize = 64;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    fs::write(dir.path().join("large"), vec![7; 9 << 20]).unwrap();
+    let head =
+        "POST /dfs/auth.login HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 8388608\\r\\n\\r\\nabcd";
+    let script = format!(
+        "(printf '{head}'; exec sleep 30) \
+         | exec openssl s_client -quiet -connect {} >/dev/null 2>&1",
+        server.address
+    );
+    let start = |_| std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let mut strangers: Vec<_> = (0..STRANGERS).map(start).collect();
+    let started = std::time::Instant::now();
+    let large = dir.path().join("large");
+    client.ask(&["put", large.to_str().unwrap(), &server.path("large")]);
+    client.ask(&["ls", &server.path("")]);
+    assert!(started.elapsed() < std::time::Duration::from_secs(25), "{:?}", started.elapsed());
+    for stranger in &mut strangers {
+        let _ = stranger.kill();
+        let _ = stranger.wait();
+    }
+}

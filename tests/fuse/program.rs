@@ -222,3 +222,36 @@ fn programs_that_append_to_one_file_at_once_lose_no_line() {
     a.umount();
     b.umount();
 }
+
+#[test]
+fn a_file_that_is_replaced_all_the_time_can_always_be_opened_and_is_never_torn() {
+    const ROUNDS: u8 = 100;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let (a, b) =
+        (Client::new(&dir.path().join("a"), &server), Client::new(&dir.path().join("b"), &server));
+    let (a, b) = (a.mount(&server, &[]), b.mount(&server, &[]));
+    fs::write(a.at("f"), [0; 5000]).unwrap();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let read = |path: std::path::PathBuf| {
+        let mut count = 0;
+        while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+            let bytes = fs::read(&path).expect("the name is never absent, and what it names opens");
+            assert!(!bytes.is_empty() && bytes.iter().all(|byte| *byte == bytes[0]));
+            count += 1;
+        }
+        count
+    };
+    std::thread::scope(|scope| {
+        let readers = [a.at("f"), b.at("f"), b.at("f")].map(|path| scope.spawn(|| read(path)));
+        for round in 1..=ROUNDS {
+            fs::write(a.at("next"), vec![round; 1000 + usize::from(round) * 97]).unwrap();
+            fs::rename(a.at("next"), a.at("f")).unwrap();
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(readers.into_iter().all(|reader| reader.join().unwrap() > 0));
+    });
+    assert_eq!(fs::read(b.at("f")).unwrap()[0], ROUNDS);
+    a.umount();
+    b.umount();
+}

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dfs_proto::id::FileId;
 
 use super::node::Node;
+use crate::cache::CacheFile;
 
 /// The root directory's nodeid, fixed by the kernel.
 pub(crate) const ROOT_NODEID: u64 = 1;
@@ -98,9 +99,17 @@ impl InodeTable {
         }
     }
 
-    /// Runs `claim` if `node` is its file's current one, and keeps it current meanwhile.
-    pub(crate) fn if_current<T>(&self, node: &Node, claim: impl FnOnce() -> T) -> Option<T> {
-        let slots = self.slots();
+    /// Runs `claim` if `node` is its file's current one, and keeps it current meanwhile. A node
+    /// that was superseded and is not open becomes current again, unless the current one shows
+    /// `file` already: two nodes over one cache file would each have a page cache of it.
+    pub(crate) fn if_current<T>(
+        &self,
+        node: &Node,
+        file: &Arc<CacheFile>,
+        claim: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let mut slots = self.slots();
+        slots.reinstate(node, file);
         slots.is_current(node).then(claim)
     }
 
@@ -183,6 +192,16 @@ impl Slots {
 
     fn is_open(&self, nodeid: u64) -> bool {
         self.by_nodeid.get(&nodeid).is_some_and(|slot| slot.node.is_open())
+    }
+
+    fn reinstate(&mut self, node: &Node, file: &Arc<CacheFile>) {
+        let Some(current) = self.current.get(&node.fid).copied() else { return };
+        let Some(slot) = self.by_nodeid.get(&current) else { return };
+        let is_known = self.by_nodeid.contains_key(&node.nodeid);
+        if current != node.nodeid && is_known && !node.is_open() && !slot.node.shows(file) {
+            self.current.insert(node.fid, node.nodeid);
+            self.drop_unknown(current);
+        }
     }
 
     /// Returns a file to the nodeid that shows its number, once neither node is open.

@@ -28,7 +28,9 @@ impl Vfs {
                 let place = Place { parent, name: request.name };
                 let entry = self.entry(reply.attr, reply.sequence, Some(place)).await;
                 if let Some(node) = self.inner.inodes.get(entry.nodeid) {
-                    node.state().looked_up(caller.pid, self.clock().boottime());
+                    let now = self.clock().boottime();
+                    node.state().looked_up(caller.pid, now);
+                    node.walks.looked_up(caller.pid, now);
                 }
                 return Ok(entry);
             }

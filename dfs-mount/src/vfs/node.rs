@@ -17,6 +17,7 @@ use dfs_proto::name::Name;
 use dfs_proto::version::{DataVersion, Sequence};
 
 use super::mode::{ModeRule, Way};
+use super::walk::Walks;
 use crate::cache::CacheFile;
 
 /// One inode of the kernel's.
@@ -25,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) fid: FileId,
     /// Held from an open's answer until its handle exists. Nodes of one file share it.
     pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
+    /// Nodes of one file share them.
+    pub(crate) walks: Arc<Walks>,
     /// A symbolic link's target: it never changes.
     pub(crate) target: OnceLock<Arc<[u8]>>,
     state: Mutex<State>,
@@ -78,6 +81,8 @@ pub(crate) struct OpenVersion {
     /// The attributes with that version, and how new they are.
     pub(crate) attr: Attr,
     pub(crate) sequence: Sequence,
+    /// When the question was sent whose answer named this version. On `Clock::boottime`.
+    pub(crate) asked_at: Duration,
     pub(crate) pending: Pending,
 }
 
@@ -96,16 +101,29 @@ pub(crate) struct OtherVersionOpen;
 
 impl Node {
     pub(crate) fn new(nodeid: u64, fid: FileId) -> Node {
-        Node { nodeid, fid, gate: Arc::default(), target: OnceLock::new(), state: Mutex::default() }
+        Node {
+            nodeid,
+            fid,
+            gate: Arc::default(),
+            walks: Arc::default(),
+            target: OnceLock::new(),
+            state: Mutex::default(),
+        }
     }
 
     /// Another node of the same file.
     pub(crate) fn sibling(&self, nodeid: u64) -> Node {
-        Node { gate: self.gate.clone(), ..Node::new(nodeid, self.fid) }
+        let (gate, walks) = (self.gate.clone(), self.walks.clone());
+        Node { gate, walks, ..Node::new(nodeid, self.fid) }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether handles of this node are over `file`.
+    pub(crate) fn shows(&self, file: &Arc<CacheFile>) -> bool {
+        self.state().open.as_ref().is_some_and(|open| Arc::ptr_eq(&open.file, file))
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -193,6 +211,7 @@ impl State {
             Some(open) if !Arc::ptr_eq(&open.file, &wanted.file) => return Err(OtherVersionOpen),
             Some(open) => {
                 open.version = wanted.version;
+                open.asked_at = open.asked_at.max(wanted.asked_at);
                 open
             }
             vacant => vacant.insert(wanted),

@@ -14,18 +14,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::admin::Role;
-use dfs_proto::directory::{Create, LockWait, Open, OpenAccess, OpenReply};
+use dfs_proto::directory::{LockWait, Open, OpenAccess, OpenReply};
 use dfs_proto::error::FsError;
 use dfs_proto::version::DataVersion;
 
 use super::io::FileHandle;
 use super::mode::Way;
-use super::namespace::At;
-use super::node::{Node, OpenVersion, Pending, Place};
-use super::{Caller, Entry, Error, Vfs};
+use super::node::{Node, OpenVersion, Pending};
+use super::walk::Walk;
+use super::{Caller, Error, Vfs};
 use crate::cache::record::Origin;
 use crate::cache::{CacheFile, CleanFile};
-use crate::session::Creating;
 use crate::writeback::{Begin, Working, WriteIntent};
 
 /// How a file is opened.
@@ -47,22 +46,6 @@ pub struct Opened {
     /// What the kernel may read itself, if `way` says so.
     pub file: Arc<CacheFile>,
     pub way: Way,
-}
-
-/// A file that was made, or found, and opened.
-#[derive(Debug)]
-pub struct Created {
-    pub entry: Entry,
-    pub opened: Opened,
-}
-
-/// What a file is made with.
-#[derive(Clone, Copy, Debug)]
-pub struct CreateHow {
-    /// With the caller's umask applied.
-    pub mode: u32,
-    pub exclusive: bool,
-    pub open: OpenHow,
 }
 
 /// What this client had of a file before it asked the server.
@@ -92,11 +75,16 @@ impl Vfs {
     /// version that is not the current one, or is gone; those of fetching.
     pub async fn open(&self, caller: &Caller, nodeid: u64, how: OpenHow) -> Result<Opened, Error> {
         let node = self.node(nodeid)?;
-        if how.write {
-            self.open_write(caller, node, how).await
+        let walk = node.walks.end(caller.pid, self.clock().boottime());
+        let opened = if how.write {
+            self.open_write(caller, node.clone(), how).await
         } else {
-            self.open_read(caller, node).await
+            self.open_read(caller, &node, walk).await
+        };
+        if let (Some(walk), Err(Error::Fs(FsError::Stale))) = (walk, &opened) {
+            node.walks.refuse(walk, self.clock().boottime());
         }
+        opened
     }
 
     async fn held(&self, node: &Node) -> Held {
@@ -109,12 +97,20 @@ impl Vfs {
         Held { live, clean }
     }
 
-    async fn open_read(&self, caller: &Caller, node: Arc<Node>) -> Result<Opened, Error> {
+    async fn open_read(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        walk: Option<Walk>,
+    ) -> Result<Opened, Error> {
         for _ in 0..OVERTAKEN_MAX {
-            let held = self.held(&node).await;
+            let held = self.held(node).await;
             let request = Open { fid: node.fid, access: OpenAccess::Read, have: held.version() };
+            let asked_at = self.clock().boottime();
             let reply = self.ask(caller, &request).await?;
-            if let Some(opened) = self.read_as_answered(caller, &node, &reply, held.clean).await? {
+            let how = OpenHow { read: true, ..OpenHow::default() };
+            let opening = Opening { caller, node, how, reply: &reply, asked_at, walk };
+            if let Some(opened) = self.read_as_answered(opening, held.clean).await? {
                 return Ok(opened);
             }
         }
@@ -122,13 +118,12 @@ impl Vfs {
     }
 
     /// A handle for reading, or `None` if the answer fits no longer what is held.
-    async fn read_as_answered(
+    pub(super) async fn read_as_answered(
         &self,
-        caller: &Caller,
-        node: &Arc<Node>,
-        reply: &OpenReply,
+        opening: Opening<'_>,
         clean: Option<CleanFile>,
     ) -> Result<Option<Opened>, Error> {
+        let Opening { caller, node, reply, .. } = opening;
         let _gate = node.gate.lock().await;
         let (file, version) = match self.working(node) {
             Some(live) => (live.file().clone(), live.base()),
@@ -137,7 +132,10 @@ impl Vfs {
                 None => return Ok(None),
             },
         };
-        let way = self.add_handle(node, version_of(&file, version, reply), false)?;
+        let (file, way) = match self.add_handle(node, opening.shows(&file, version), false) {
+            Ok(way) => (file, way),
+            Err(refused) => self.add_to_shown(opening).ok_or(refused)?,
+        };
         let handle = self.inner.files.insert(FileHandle::reading(node.clone(), file.clone()));
         Ok(Some(Opened { handle, nodeid: node.nodeid, file, way }))
     }
@@ -174,7 +172,7 @@ impl Vfs {
         cached.is_some_and(|cached| cached > reply.attr.data_version)
     }
 
-    async fn open_write(
+    pub(super) async fn open_write(
         &self,
         caller: &Caller,
         node: Arc<Node>,
@@ -188,8 +186,10 @@ impl Vfs {
             let identity = Some(&caller.identity);
             let wait = self.lock_wait(how);
             let session = self.session();
+            let asked_at = self.clock().boottime();
             let reply = session.call_waiting(Role::Directory, identity, &request, wait).await?;
-            let opening = Opening { caller, node: &node, how, reply: &reply };
+            let walk = None;
+            let opening = Opening { caller, node: &node, how, reply: &reply, asked_at, walk };
             if let Some(opened) = self.write_as_answered(opening, &intent, held.clean).await? {
                 return Ok(opened);
             }
@@ -197,7 +197,7 @@ impl Vfs {
         Err(Error::Fs(FsError::unavailable("file changes here too often to be opened")))
     }
 
-    fn access(&self, how: OpenHow) -> OpenAccess {
+    pub(super) fn access(&self, how: OpenHow) -> OpenAccess {
         if !how.write {
             return OpenAccess::Read;
         }
@@ -206,12 +206,12 @@ impl Vfs {
         OpenAccess::Write { wait, read: how.read }
     }
 
-    fn lock_wait(&self, how: OpenHow) -> Duration {
+    pub(super) fn lock_wait(&self, how: OpenHow) -> Duration {
         if how.nonblock || !how.write { Duration::ZERO } else { self.inner.options.lock_timeout }
     }
 
     /// A handle for writing, or `None` if the answer fits no longer what is held.
-    async fn write_as_answered(
+    pub(super) async fn write_as_answered(
         &self,
         opening: Opening<'_>,
         intent: &WriteIntent,
@@ -229,16 +229,17 @@ impl Vfs {
 
     /// One more writer of the working copy that this client has.
     async fn write_jointly(&self, opening: Opening<'_>, working: Working) -> Result<Opened, Error> {
-        let Opening { node, how, reply, .. } = opening;
+        let Opening { node, how, .. } = opening;
         let file = working.file().clone();
-        let result = self
-            .add_handle(node, version_of(&file, working.base(), reply), true)
-            .and_then(|way| match how.truncate.then(|| working.set_len(0)) {
-                Some(Err(error)) => {
-                    node.state().remove_handle();
-                    Err(error.into())
+        let result =
+            self.add_handle(node, opening.shows(&file, working.base()), true).and_then(|way| {
+                match how.truncate.then(|| working.set_len(0)) {
+                    Some(Err(error)) => {
+                        node.state().remove_handle();
+                        Err(error.into())
+                    }
+                    _ => Ok(way),
                 }
-                _ => Ok(way),
             });
         match result {
             Ok(way) => Ok(self.opened_for_writing(opening, working, way)),
@@ -255,7 +256,7 @@ impl Vfs {
         opening: Opening<'_>,
         clean: Option<CleanFile>,
     ) -> Result<Option<Base>, Error> {
-        let Opening { caller, node, how, reply } = opening;
+        let Opening { caller, node, how, reply, .. } = opening;
         let has_newer = self.has_newer(node, reply);
         if !has_newer && node.state().has_newer_version(&reply.attr, reply.sequence) {
             return Ok(None);
@@ -291,11 +292,11 @@ impl Vfs {
         intent: &WriteIntent,
         base: Base,
     ) -> Result<Opened, Error> {
-        let Opening { caller, node, how, reply } = opening;
+        let Opening { caller, node, how, reply, .. } = opening;
         let Some(grant) = reply.write.clone() else {
             return Err(FsError::malformed("open for writing was answered without a grant").into());
         };
-        let way = self.add_handle(node, version_of(&base.file, base.version, reply), true)?;
+        let way = self.add_handle(node, opening.shows(&base.file, base.version), true)?;
         let counted = CountedHandle { node: Some(node) };
         let begin = Begin {
             file: base.file.clone(),
@@ -337,8 +338,9 @@ impl Vfs {
     /// `Stale`: the kernel's next lookup yields a node that can be opened.
     fn add_handle(&self, node: &Node, wanted: OpenVersion, may_write: bool) -> Result<Way, Error> {
         let may_pass = self.passes_through();
+        let file = wanted.file.clone();
         let add = || node.state().add_handle(wanted, may_write, may_pass);
-        let added = self.inner.inodes.if_current(node, add);
+        let added = self.inner.inodes.if_current(node, &file, add);
         match added {
             Some(Ok(way)) => Ok(way),
             Some(Err(_)) => {
@@ -349,70 +351,52 @@ impl Vfs {
         }
     }
 
+    /// Counts a reader of the version that other handles of the node show, if that is as good as
+    /// the newest for it.
+    fn add_to_shown(&self, opening: Opening<'_>) -> Option<(Arc<CacheFile>, Way)> {
+        let Opening { node, walk, .. } = opening;
+        let since = walk?.since;
+        let mut state = node.state();
+        let shown = state.open().filter(|shown| shown.asked_at >= since)?;
+        let shown = OpenVersion { attr: shown.attr.clone(), file: shown.file.clone(), ..*shown };
+        let file = shown.file.clone();
+        // It is over the same cache file: there is no other version to meet.
+        let way = state.add_handle(shown, false, self.passes_through()).ok()?;
+        Some((file, way))
+    }
+
     /// The kernel refused to read a cache file: the mount serves everything from now on.
     pub fn refuse_passthrough(&self, handle: u64) -> Result<Way, Error> {
         self.inner.passthrough_refused.store(true, std::sync::atomic::Ordering::Relaxed);
         let way = self.file_handle(handle)?.node().state().refuse_passthrough();
         Ok(way)
     }
-
-    /// Makes a file and opens it; an existing one is opened unless `how.exclusive`.
-    ///
-    /// # Errors
-    /// `Exists`, `AccessDenied`, `NotDirectory`, `NotFound`, and those of [`Vfs::open`].
-    pub async fn create(&self, caller: &Caller, at: At, how: CreateHow) -> Result<Created, Error> {
-        let (directory, name) = self.name_in(&at)?;
-        let access = self.access(how.open);
-        let CreateHow { mode, exclusive, open } = how;
-        let request = Create { parent: directory.fid, name, mode, exclusive, access };
-        let identity = Some(&caller.identity);
-        let wait = self.lock_wait(open);
-        let session = self.session();
-        let creating = session.begin_creation();
-        let answer = session.call_waiting(Role::Directory, identity, &request, wait).await?;
-        let reply = answer.open;
-        let place = Place { parent: at.parent, name: request.name };
-        let entry = self.entry(reply.attr.clone(), reply.sequence, Some(place)).await;
-        let known = Lookup { vfs: self, nodeid: Some(entry.nodeid) };
-        let node = self.node(entry.nodeid)?;
-        // What was just made is empty already.
-        let truncate = open.truncate && !answer.created;
-        let how = OpenHow { truncate, ..open };
-        let opening = Opening { caller, node: &node, how, reply: &reply };
-        let opened = self.open_as_answered(opening, &creating).await?;
-        known.keep();
-        Ok(Created { entry, opened })
-    }
-
-    async fn open_as_answered(
-        &self,
-        opening: Opening<'_>,
-        creating: &Creating,
-    ) -> Result<Opened, Error> {
-        let Opening { caller, node, how, reply } = opening;
-        let opened = if how.write {
-            let intent = self.writeback().intend(node.fid).await;
-            if creating.has_gone_back(node.fid) {
-                drop(intent);
-                return self.open_write(caller, node.clone(), how).await;
-            }
-            self.write_as_answered(opening, &intent, None).await?
-        } else {
-            self.read_as_answered(caller, node, reply, None).await?
-        };
-        // A create is answered with the manifest, so that the answer always fits; a server that
-        // left it out makes the kernel ask in the ordinary way.
-        opened.ok_or(Error::Fs(FsError::Stale))
-    }
 }
 
-/// One open for writing, on its way.
+/// One open on its way.
 #[derive(Clone, Copy)]
-struct Opening<'a> {
-    caller: &'a Caller,
-    node: &'a Arc<Node>,
-    how: OpenHow,
-    reply: &'a OpenReply,
+pub(super) struct Opening<'a> {
+    pub(super) caller: &'a Caller,
+    pub(super) node: &'a Arc<Node>,
+    pub(super) how: OpenHow,
+    pub(super) reply: &'a OpenReply,
+    /// When the question was sent. On `Clock::boottime`.
+    pub(super) asked_at: Duration,
+    pub(super) walk: Option<Walk>,
+}
+
+impl Opening<'_> {
+    /// What the node shows from now on: `file`, which holds `version`.
+    fn shows(&self, file: &Arc<CacheFile>, version: DataVersion) -> OpenVersion {
+        OpenVersion {
+            file: file.clone(),
+            version,
+            attr: self.reply.attr.clone(),
+            sequence: self.reply.sequence,
+            asked_at: self.asked_at,
+            pending: Pending::default(),
+        }
+    }
 }
 
 /// What a working copy starts from.
@@ -440,35 +424,5 @@ impl Drop for CountedHandle<'_> {
         if let Some(node) = self.node {
             node.state().remove_handle();
         }
-    }
-}
-
-/// A lookup that is taken back unless it is kept.
-struct Lookup<'a> {
-    vfs: &'a Vfs,
-    nodeid: Option<u64>,
-}
-
-impl Lookup<'_> {
-    fn keep(mut self) {
-        self.nodeid = None;
-    }
-}
-
-impl Drop for Lookup<'_> {
-    fn drop(&mut self) {
-        if let Some(nodeid) = self.nodeid {
-            self.vfs.forget(nodeid, 1);
-        }
-    }
-}
-
-fn version_of(file: &Arc<CacheFile>, version: DataVersion, reply: &OpenReply) -> OpenVersion {
-    OpenVersion {
-        file: file.clone(),
-        version,
-        attr: reply.attr.clone(),
-        sequence: reply.sequence,
-        pending: Pending::default(),
     }
 }

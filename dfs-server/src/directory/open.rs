@@ -38,6 +38,8 @@ const LOCK_CALL_GRACE_MS: u32 = 5_000;
 /// A file as an open finds it.
 struct Found {
     row: Arc<InodeRow>,
+    /// It has no name any more: a change of it goes nowhere.
+    is_removed: bool,
     manifest: Option<Manifest>,
     sequence: Sequence,
 }
@@ -108,7 +110,7 @@ impl Directory {
             let who = who.clone();
             let read = move |txn: &mut ReadTxn| {
                 let found = find(txn, fid, have, want.map(|want| (&who, want)))?;
-                let is_recorded = fenced(&found.row, token, &who)?.is_none();
+                let is_recorded = found.is_removed || fenced(&found.row, token, &who)?.is_none();
                 Ok(is_recorded.then_some(found))
             };
             store.read(read).await?
@@ -118,7 +120,8 @@ impl Directory {
             None => {
                 let work = move |txn: &mut Txn| {
                     let found = find(txn, fid, have, want.map(|want| (&who, want)))?;
-                    if let Some(row) = fenced(&found.row, token, &who)? {
+                    let changed = fenced(&found.row, token, &who)?;
+                    if let Some(row) = changed.filter(|_| !found.is_removed) {
                         rows::put_inode(txn, fid, row);
                     }
                     Ok(found)
@@ -135,7 +138,7 @@ impl Directory {
         found: Found,
         lock: Option<(SessionId, FencingToken)>,
     ) -> Result<OpenReply, FsError> {
-        let Found { row, manifest, sequence } = found;
+        let Found { row, manifest, sequence, .. } = found;
         let placement = self.file_nodes.addresses(&row.replicas)?;
         let expires_secs = self.capability_end();
         let write = lock.map(|(session, token)| WriteGrant {
@@ -409,7 +412,7 @@ fn find(
     have: Option<DataVersion>,
     check: Option<(&Identity, u32)>,
 ) -> Result<Found, Abort> {
-    let row = rows::inode(txn, fid)?;
+    let (row, is_removed) = rows::openable(txn, fid)?;
     match row.kind {
         FileKind::File => {}
         FileKind::Directory => return Err(FsError::IsDirectory.into()),
@@ -418,7 +421,10 @@ fn find(
     if let Some((who, want)) = check {
         permission::check(&row, who, want)?;
     }
-    let manifest =
-        if have == Some(row.data_version) { None } else { Some(rows::manifest(txn, fid, &row)?) };
-    Ok(Found { row, manifest, sequence: txn.sequence() })
+    let manifest = match have == Some(row.data_version) {
+        true => None,
+        false if is_removed => Some(rows::removed_manifest(txn, fid, &row)?),
+        false => Some(rows::manifest(txn, fid, &row)?),
+    };
+    Ok(Found { row, is_removed, manifest, sequence: txn.sequence() })
 }

@@ -169,6 +169,34 @@ pub fn inode(txn: &mut ReadTxn, fid: FileId) -> Result<Arc<InodeRow>, Abort> {
     Ok(row.filter(|row| row.generation == fid.generation).ok_or(FsError::Stale)?)
 }
 
+/// A file and its content, also one that was removed lately: whoever looked its name up before may
+/// open it, as on a local disk. The second says whether it is removed; such a row is read only.
+///
+/// # Errors
+/// `Stale` if there is none.
+pub fn openable(txn: &mut ReadTxn, fid: FileId) -> Result<(Arc<InodeRow>, bool), Abort> {
+    let row = txn.get(&inode_key(fid.volume, fid.inode))?;
+    if let Some(row) = row.filter(|row| row.generation == fid.generation) {
+        return Ok((row, false));
+    }
+    let removed = txn.get_removed(&inode_key(fid.volume, fid.inode))?;
+    let removed = removed.filter(|row| row.generation == fid.generation && !row.is_dir());
+    let row = InodeRow::clone(&*removed.ok_or(FsError::Stale)?);
+    Ok((Arc::new(InodeRow { nlink: 0, parents: Vec::new(), ..row }), true))
+}
+
+/// The content of a removed file.
+///
+/// # Errors
+/// `Stale` if it is not remembered.
+pub fn removed_manifest(txn: &mut ReadTxn, fid: FileId, row: &InodeRow) -> Result<Manifest, Abort> {
+    if row.size == 0 {
+        return Ok(Manifest::default());
+    }
+    let content = txn.get_removed(&manifest_key(fid.volume, fid.inode))?;
+    Ok(content.ok_or(FsError::Stale)?.manifest.clone())
+}
+
 /// The inode of a file id that must be a directory.
 ///
 /// # Errors

@@ -64,6 +64,11 @@ impl Default for CacheBound {
     }
 }
 
+/// Removed rows that are remembered. Why so many: for those who were about to use them, which is
+/// over within seconds. Units of the second: bytes of encoded keys and rows.
+const REMOVED_ROWS_MAX: usize = 4096;
+const REMOVED_BYTES_MAX: usize = 8 << 20;
+
 /// Rows looked at for each row that comes in while the cache is full.
 ///
 /// Why more than one: rows in use are passed over, and the cache must shrink again.
@@ -101,6 +106,34 @@ struct Entry {
     used: AtomicBool,
 }
 
+/// Rows that were removed lately, and were in memory then.
+#[derive(Default)]
+struct Removed {
+    rows: HashMap<KeyBytes, (Arc<dyn AnyRow>, usize)>,
+    /// Their keys, the oldest first; also some that are not removed any more.
+    order: VecDeque<KeyBytes>,
+    bytes: usize,
+}
+
+impl Removed {
+    fn add(&mut self, key: KeyBytes, row: Arc<dyn AnyRow>, bytes: usize) {
+        self.forget(&key);
+        self.bytes += bytes;
+        self.rows.insert(key.clone(), (row, bytes));
+        self.order.push_back(key);
+        while self.order.len() > REMOVED_ROWS_MAX || self.bytes > REMOVED_BYTES_MAX {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.forget(&oldest);
+        }
+    }
+
+    fn forget(&mut self, key: &KeyBytes) {
+        if let Some((_, bytes)) = self.rows.remove(key) {
+            self.bytes -= bytes;
+        }
+    }
+}
+
 /// What is published, under the lock.
 pub(crate) struct Published {
     entries: HashMap<KeyBytes, Entry>,
@@ -109,6 +142,7 @@ pub(crate) struct Published {
     bytes: usize,
     /// Ranges (`key::range_of`) of which every row is in `entries`.
     whole: HashSet<KeyBytes>,
+    removed: Removed,
     /// How many want each key to stay, whether it is in `entries` yet or not.
     pins: HashMap<KeyBytes, usize>,
     announced: Option<Arc<Changes>>,
@@ -140,6 +174,7 @@ impl Rows {
             ring: VecDeque::new(),
             bytes: 0,
             whole: HashSet::new(),
+            removed: Removed::default(),
             pins: HashMap::new(),
             announced: None,
             ended: 0,
@@ -167,6 +202,10 @@ impl Rows {
     /// The row of `key` if it is in memory.
     pub fn find(&self, key: &[u8]) -> Option<Row> {
         self.shared().find(key)
+    }
+
+    pub fn find_removed(&self, key: &[u8]) -> Option<Arc<dyn AnyRow>> {
+        self.shared().find_removed(key)
     }
 
     /// Runs `work` on one published state.
@@ -285,11 +324,25 @@ impl Published {
     fn insert(&mut self, incoming: Incoming) {
         let Incoming { key, row, bytes } = incoming;
         self.bytes += bytes;
+        let is_removal = row.is_none();
+        if !is_removal {
+            self.removed.forget(&key);
+        }
         let entry = Entry { row, bytes, used: AtomicBool::new(false) };
         match self.entries.insert(key.clone(), entry) {
-            Some(old) => self.bytes -= old.bytes,
+            Some(old) => {
+                self.bytes -= old.bytes;
+                if let Some(row) = old.row.filter(|_| is_removal) {
+                    self.removed.add(key, row, old.bytes);
+                }
+            }
             None => self.ring.push_back(key),
         }
+    }
+
+    /// The row that a key had before it was removed, if memory still has it.
+    pub fn find_removed(&self, key: &[u8]) -> Option<Arc<dyn AnyRow>> {
+        self.removed.rows.get(key).map(|(row, _)| row.clone())
     }
 
     /// Second chance: drops rows that nobody read since the last look and nobody has pinned.

@@ -97,11 +97,7 @@ impl<'a> ReadTxn<'a> {
             self.miss(key);
             return Err(Abort::Miss);
         };
-        let typed = row.as_ref().map(downcast).transpose();
-        typed.map_err(|fault| {
-            let doing = format!("read row {} as {}", key::hex(key.bytes()), type_name::<R>());
-            Abort::Fail(internal(&doing, &fault))
-        })
+        row.as_ref().map(|row| typed(key, row)).transpose()
     }
 
     /// The rows of several keys, in their order; one miss loads all that are absent.
@@ -115,6 +111,20 @@ impl<'a> ReadTxn<'a> {
         if self.find(key.bytes()).is_none() {
             self.miss(key);
         }
+    }
+
+    /// The row that `key` had before it was removed, if that was lately and it was in memory. For
+    /// those who learned of it before. Nothing may rest on it being there or not.
+    ///
+    /// # Errors
+    /// `Fail` as [`ReadTxn::get`].
+    pub fn get_removed<R: Record>(&mut self, key: &Key<R>) -> Result<Option<Arc<R>>, Abort> {
+        self.check(key)?;
+        let row = match self.source {
+            Source::Published(published) => published.find_removed(key.bytes()),
+            Source::Cache(rows) => rows.find_removed(key.bytes()),
+        };
+        row.as_ref().map(|row| typed(key, row)).transpose()
     }
 
     /// In a write, the sequence of this mutation if it changes anything; in a read, that of the
@@ -166,6 +176,13 @@ impl<'a> ReadTxn<'a> {
             Ok(value) => Ended::Done(value),
         }
     }
+}
+
+fn typed<R: Record>(key: &Key<R>, row: &Arc<dyn AnyRow>) -> Result<Arc<R>, Abort> {
+    downcast(row).map_err(|fault| {
+        let doing = format!("read row {} as {}", key::hex(key.bytes()), type_name::<R>());
+        Abort::Fail(internal(&doing, &fault))
+    })
 }
 
 impl<'a> Txn<'a> {

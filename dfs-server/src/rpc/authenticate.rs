@@ -56,7 +56,7 @@ impl Gate {
         })
     }
 
-    fn identify(
+    pub(super) fn identify(
         &self,
         channel: Channel,
         envelope: &Envelope,

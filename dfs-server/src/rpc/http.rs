@@ -1,7 +1,7 @@
 //! The network side of the router: HTTP/1.1 over TLS.
 //!
-//! A connection costs a task; a request costs memory for its body, taken from a budget before the
-//! body is read. Everything here has a bound in time: handshake, header, body, handler.
+//! A connection costs a task; a request costs memory for its body (`body`). Everything here has a
+//! bound in time: handshake, header, body, handler.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::FsError;
-use dfs_proto::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
-use dfs_proto::rpc::{CONTENT_TYPE, FRAME_PREFIX_BYTES, URL_PREFIX, split_frame};
+use dfs_proto::rpc::{CONTENT_TYPE, URL_PREFIX, split_frame};
 use futures_util::StreamExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
-use hyper::body::{Body, Frame, Incoming};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::header::CONTENT_TYPE as CONTENT_TYPE_HEADER;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -24,30 +23,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::body::BodyBudget;
 use super::{Channel, Reply, Router, refusal};
 use crate::request::NodeProof;
 
 /// Most connections at a time. Further ones wait to be accepted.
 const CONNECTION_COUNT_MAX: usize = 16_384;
 
-/// Memory for request bodies that are being received or worked on. Units: bytes.
-///
-/// Why 256 MiB: 32 of the largest requests, or some 60,000 ordinary ones.
-const BODY_BYTES_BUDGET: usize = 256 << 20;
-
-/// What one permit of the body budget stands for. Units: bytes.
-const BODY_PERMIT_BYTES: usize = 4096;
-
-const BODY_BYTES_MAX: usize = FRAME_PREFIX_BYTES + HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX;
-
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const HEADER_TIMEOUT: Duration = Duration::from_secs(600);
-const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection may be idle, or take for a header. Why: longer than clients keep idle
+/// connections (90 s), so that it is they who end them.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How long connections may finish what they are doing when the server stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,7 +60,7 @@ pub struct HttpServer {
 struct Shared {
     server: HttpServer,
     acceptor: TlsAcceptor,
-    body_budget: Arc<Semaphore>,
+    bodies: BodyBudget,
 }
 
 impl HttpServer {
@@ -78,7 +68,7 @@ impl HttpServer {
     pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
         let shared = Arc::new(Shared {
             acceptor: TlsAcceptor::from(Arc::clone(&self.tls)),
-            body_budget: Arc::new(Semaphore::new(BODY_BYTES_BUDGET / BODY_PERMIT_BYTES)),
+            bodies: BodyBudget::default(),
             server: self,
         });
         let mut connections = JoinSet::new();
@@ -167,31 +157,15 @@ async fn answer(shared: &Shared, channel: Channel, request: Request<Incoming>) -
     let Some(path) = request.uri().path().strip_prefix(URL_PREFIX).map(str::to_owned) else {
         return refusal(FsError::UnknownOperation { path: request.uri().path().to_owned() });
     };
-    let body_bytes = match request.body().size_hint().exact() {
-        Some(length) if length <= BODY_BYTES_MAX as u64 => length as usize,
-        Some(_) => return refusal(too_large()),
-        None => return refusal(FsError::malformed("request without Content-Length")),
+    let body = request.into_body();
+    let body = match shared.bodies.receive(&shared.server.router, &channel, &path, body).await {
+        Ok(body) => body,
+        Err(error) => return refusal(error),
     };
-    let permits = u32::try_from(body_bytes / BODY_PERMIT_BYTES + 1).unwrap_or(u32::MAX);
-    let received = async {
-        let permit = Arc::clone(&shared.body_budget).acquire_many_owned(permits).await;
-        (permit, Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await)
-    };
-    let (permit, body) = match tokio::time::timeout(BODY_TIMEOUT, received).await {
-        Ok((permit, Ok(body))) => (permit, body.to_bytes()),
-        Ok((_, Err(error))) => return refusal(FsError::malformed(format!("body: {error}"))),
-        Err(_) => return refusal(FsError::TimedOut { whom: "client's request body".into() }),
-    };
-    let reply = match split_frame(body) {
+    match split_frame(body.bytes.clone()) {
         Ok((head, payload)) => shared.server.router.dispatch(channel, &path, head, payload).await,
         Err(error) => refusal(error),
-    };
-    drop(permit);
-    reply
-}
-
-fn too_large() -> FsError {
-    FsError::TooLarge { what: "request body".into(), limit: BODY_BYTES_MAX as u64 }
+    }
 }
 
 fn response_of(reply: Reply) -> Response<ResponseBody> {

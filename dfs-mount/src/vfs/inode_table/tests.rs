@@ -1,12 +1,23 @@
+use dfs_proto::clock::SystemClock;
 use dfs_proto::id::{InodeNo, VolumeId};
 use dfs_proto::name::Name;
 use dfs_proto::version::Epoch;
 
 use super::*;
+use crate::cache::Cache;
+use crate::testing::client::{TEST_LIMITS, belongs};
 use crate::vfs::node::Place;
 
 fn fid(inode: u64) -> FileId {
     FileId::new(VolumeId(1), InodeNo(inode), Epoch(1))
+}
+
+/// An empty cache file of nobody's.
+fn file() -> Arc<CacheFile> {
+    let dir = tempfile::tempdir().unwrap();
+    let (clock, metrics) = (Arc::new(SystemClock), Arc::default());
+    let cache = Cache::open(dir.path(), &belongs(), TEST_LIMITS, clock, metrics).unwrap();
+    cache.create(fid(7)).unwrap()
 }
 
 fn table() -> InodeTable {
@@ -51,8 +62,8 @@ fn a_superseded_node_stays_known_and_lookups_yield_a_fresh_one() {
     let new = table.look_up(fid(7));
     assert_eq!(new.nodeid, FRESH_START, "superseding twice makes one node");
     assert_eq!(table.get(7).unwrap().nodeid, 7);
-    assert!(table.if_current(&old, || ()).is_none());
-    assert!(table.if_current(&new, || ()).is_some());
+    assert!(table.if_current(&old, &file(), || ()).is_none());
+    assert!(table.if_current(&new, &file(), || ()).is_some());
 }
 
 #[test]
@@ -126,4 +137,20 @@ fn a_path_that_was_seen_to_go_in_a_circle_ends() {
     let path = table.path(7);
     assert!(path.starts_with(".../") && path.ends_with("/b/a"), "{path}");
     assert_eq!(path.matches('/').count(), PATH_NAMES_MAX);
+}
+
+#[test]
+fn a_superseded_node_that_is_not_open_is_current_again_unless_the_other_shows_its_file() {
+    let table = table();
+    let (old, file) = (table.look_up(fid(7)), file());
+    let open = old.open_for_test();
+    table.supersede(&old);
+    let fresh = table.look_up(fid(7));
+    assert_ne!(fresh.nodeid, old.nodeid);
+    drop(open);
+    let open = fresh.open_for_test();
+    assert_eq!(table.if_current(&old, &file, || ()), Some(()), "the other shows something else");
+    assert_eq!(table.look_up(fid(7)).nodeid, old.nodeid);
+    assert_eq!(table.if_current(&fresh, &file, || ()), None, "it is open itself");
+    drop(open);
 }

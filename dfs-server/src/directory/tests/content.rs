@@ -242,7 +242,24 @@ async fn a_commit_to_an_unlinked_file_is_stale() {
     ann.store(&capability, &[b"x"]).await.unwrap();
     ann.unlink(cell.root, "f").await.unwrap();
     assert_eq!(ann.store(&capability, &[b"x"]).await, Err(FsError::Stale));
-    assert_eq!(ann.open(capability.right.fid, NOW).await.map(drop), Err(FsError::Stale));
+    check(&cell).await;
+}
+
+#[tokio::test]
+async fn a_file_that_was_just_removed_opens_for_whoever_had_looked_it_up() {
+    let (cell, ann, capability) = opened().await;
+    ann.store(&capability, &[b"x"]).await.unwrap();
+    let fid = capability.right.fid;
+    ann.unlink(cell.root, "f").await.unwrap();
+    let read = ann.open(fid, OpenAccess::Read).await.unwrap();
+    assert_eq!((read.attr.nlink, read.attr.size), (0, 1));
+    assert_eq!(read.manifest.unwrap().size(), 1);
+    let write = ann.open(fid, NOW).await.unwrap();
+    let grant = write.write.unwrap();
+    assert_eq!(ann.store(&grant.capability, &[b"y"]).await, Err(FsError::Stale));
+    assert_eq!(ann.getattr(fid).await, Err(FsError::Stale));
+    let stranger = cell.user(5, 77).await;
+    assert_eq!(stranger.open(fid, NOW).await.map(drop), Err(FsError::AccessDenied));
     check(&cell).await;
 }
 

@@ -226,15 +226,16 @@ async fn a_create_that_makes_nothing_keeps_no_lock() {
 }
 
 #[tokio::test]
-async fn a_repeated_create_of_a_file_that_is_gone_keeps_no_lock() {
+async fn a_repeated_create_of_a_file_that_is_gone_is_answered_with_it_and_its_lock() {
     let Rivals { cell, ann, .. } = Rivals::new().await;
     let context = ann.context_of(1000, 1);
     let request = create(cell.root, "g", true);
     let made = cell.directory.create(context.clone(), request.clone()).await.unwrap();
     ann.give_back(&made.open.write.unwrap()).await;
     cell.user(5, 0).await.unlink(cell.root, "g").await.unwrap();
-    let repeated = cell.directory.create(context, request).await;
-    assert_eq!(repeated.map(drop), Err(FsError::Stale));
+    let repeated = cell.directory.create(context, request).await.unwrap();
+    assert_eq!((repeated.open.attr.fid, repeated.open.attr.nlink), (made.open.attr.fid, 0));
+    ann.give_back(&repeated.open.write.unwrap()).await;
     assert_eq!(cell.locks.held_count(), 0);
 }
 
