@@ -4,7 +4,7 @@
 
 CARGO ?= cargo
 # What building and tests call, each with the Debian package that brings it.
-TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git openssl:openssl vim:vim
+TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs openssl:openssl vim:vim
 
 # One thing after the other, also under make -j: each step says what the next one needs.
 .NOTPARALLEL:

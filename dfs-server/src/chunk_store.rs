@@ -7,6 +7,7 @@
 //! no manifests, no other nodes, and decides nothing about what may be deleted.
 
 mod local;
+mod reserve;
 
 #[cfg(feature = "testing")]
 pub mod conformance;
@@ -27,6 +28,7 @@ use dfs_proto::id::FileId;
 use dfs_proto::limits::CHUNK_BYTES_MAX;
 
 pub use local::LocalChunkStore;
+pub use reserve::ReservedStore;
 
 /// What a store says of a chunk without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub struct ChunkStat {
 pub struct Space {
     pub total_bytes: u64,
     pub free_bytes: u64,
+    /// Files that can still be made, whatever their size; `u64::MAX` where nobody counts.
+    pub free_files: u64,
 }
 
 /// Why a store did not do what it was asked.

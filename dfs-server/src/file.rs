@@ -17,6 +17,7 @@ mod replicate;
 mod store;
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -154,7 +155,8 @@ impl FileNode {
             ChunkError::NoSpace(_) => {
                 // Once per full disk, not once per request.
                 if !self.is_full.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(node = %self.node(), "disk is full");
+                    let cause = error.source().map(ToString::to_string).unwrap_or_default();
+                    tracing::warn!(node = %self.node(), cause, "disk is full");
                 }
                 FsError::NoSpace { what: format!("the disk of {} is full", self.node()) }
             }

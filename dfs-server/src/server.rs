@@ -31,7 +31,7 @@ use crate::cell::bootstrap::BootstrapFile;
 use crate::cell::join::{self, JoinError, JoinToken, JoinTokenError};
 use crate::cell::tls::PeerCertificate;
 use crate::cell::{Cell, CellDir, CellError, Wanted, map};
-use crate::chunk_store::{ChunkError, LocalChunkStore};
+use crate::chunk_store::{ChunkError, LocalChunkStore, ReservedStore};
 use crate::config::ServeConfig;
 use crate::directory::{Directory, Volume};
 use crate::durable_file::{self, Access};
@@ -292,10 +292,11 @@ impl Ground {
         let key = CapabilityKey::default();
         let mut nodes = Vec::new();
         for node in self.cell.file_nodes() {
-            let directory = self.config.data_dir.join(node.to_string());
+            let local = LocalChunkStore::open(&self.config.data_dir.join(node.to_string()))?;
+            let (clock, count) = (Arc::clone(&self.clock), self.cell.file_nodes().len());
             let parts = Parts {
                 node: *node,
-                store: Arc::new(LocalChunkStore::open(&directory)?),
+                store: Arc::new(ReservedStore::new(Arc::new(local), clock, count)),
                 key: key.clone(),
                 clock: Arc::clone(&self.clock),
                 peers: Arc::new(self.network.clone()),

@@ -345,6 +345,8 @@ impl ChunkStore for LocalChunkStore {
         Ok(Space {
             total_bytes: stat.blocks() * block_bytes,
             free_bytes: stat.blocks_available() * block_bytes,
+            // File systems that make inodes as they go say 0 of 0.
+            free_files: if stat.files() == 0 { u64::MAX } else { stat.files_available() },
         })
     }
 }

@@ -168,7 +168,7 @@ impl ChunkStore for MemoryChunkStore {
 
     fn space(&self) -> Result<Space, ChunkError> {
         let free_bytes = self.total_bytes.saturating_sub(self.state().used_bytes());
-        Ok(Space { total_bytes: self.total_bytes, free_bytes })
+        Ok(Space { total_bytes: self.total_bytes, free_bytes, free_files: u64::MAX })
     }
 }
 

@@ -137,7 +137,9 @@ impl FileNode {
     pub(super) async fn keep(&self, parcel: &Parcel) -> Result<Vec<ChunkHash>, FsError> {
         let kept = parcel.clone();
         let lacking = self.on_disk(parcel.deadline, move |store| kept.keep(store)).await?;
-        self.note_space();
+        if !parcel.chunks.is_empty() {
+            self.note_space();
+        }
         Ok(lacking)
     }
 }
