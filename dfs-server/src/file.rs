@@ -19,7 +19,7 @@ mod store;
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -93,6 +93,8 @@ pub struct FileNode {
     parts: Parts,
     disk: Arc<Semaphore>,
     is_full: AtomicBool,
+    /// Free space as the last heartbeat told it. Units: bytes.
+    told_bytes: AtomicU64,
     standing: Standing,
 }
 
@@ -108,6 +110,7 @@ impl FileNode {
             parts,
             disk: Arc::new(Semaphore::new(DISK_TASKS_MAX)),
             is_full: AtomicBool::new(false),
+            told_bytes: AtomicU64::new(0),
             standing: Standing::default(),
         }
     }

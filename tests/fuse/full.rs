@@ -82,6 +82,12 @@ fn check(mount: &Mount<'_>, acknowledged: &BTreeMap<String, usize>) {
     }
 }
 
+/// What `df` shows as available.
+fn free_mib(mount: &Mount<'_>) -> u64 {
+    let space = nix::sys::statvfs::statvfs(&mount.dir).unwrap();
+    (space.blocks_available() * space.fragment_size()) >> 20
+}
+
 /// What people do to make room, and beside.
 fn tidy_up(mount: &Mount<'_>, acknowledged: &mut BTreeMap<String, usize>) {
     for _ in 0..10 {
@@ -108,6 +114,7 @@ fn a_full_disk_refuses_content_and_nothing_else() {
     fill(&mount, 256 << 10, &mut acknowledged);
     fill(&mount, 4 << 10, &mut acknowledged);
     assert!(acknowledged.len() > 50, "only {} files", acknowledged.len());
+    eventually("df shows that it is full", || (free_mib(&mount) < 4).then_some(()));
     assert_eq!(store(&mount.at("late"), &content(0, 4 << 20)), Err(Errno::ENOSPC));
     tidy_up(&mount, &mut acknowledged);
     check(&mount, &acknowledged);
@@ -125,6 +132,7 @@ fn a_full_disk_refuses_content_and_nothing_else() {
     assert!(outbox().contains("late"), "{}", outbox());
     fs::remove_file(disk.dir.join("ballast")).unwrap();
     eventually("what was kept goes out by itself", || (!outbox().contains("late")).then_some(()));
+    eventually("df shows what was freed", || (free_mib(&mount) > 20).then_some(()));
     assert!(fs::read(other.at("late")).unwrap() == content(0, 4 << 20));
     check(&mount, &acknowledged);
     other.umount();

@@ -1,8 +1,10 @@
-//! The file nodes' sign of life: every few seconds, to every directory server. The answer brings
-//! the key that capabilities are checked with, so a node serves nothing before the first one.
+//! The file nodes' sign of life: every few seconds, to every directory server, and sooner if the
+//! free space it tells is no longer true. The answer brings the key that capabilities are checked
+//! with, so a node serves nothing before the first one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,11 +16,20 @@ use dfs_proto::clock::Clock;
 use dfs_proto::directory::{NodeAddress, NodeHeartbeat};
 use dfs_proto::id::NodeId;
 
+use crate::chunk_store::Space;
+
 use super::peer::envelope;
 use super::{FileNode, FileNodes};
 
 /// Time between two heartbeats. Why 3 s: several may be lost before a node counts as dead.
 const INTERVAL: Duration = Duration::from_secs(3);
+
+/// Time between two looks at the disks. Why a second: people who make room watch `df`.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A change of free space that is told at the next look. Units: bytes. Why 1 MiB: what metadata
+/// and its log take and give back all the time is no news.
+const NEWS_BYTES: u64 = 1 << 20;
 
 /// First and longest delay after a failure. Why so short: a cell that starts is waiting for it.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -53,9 +64,25 @@ impl Heartbeat {
             let next = self.clock.boottime() + wait;
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.clock.sleep_until(next) => {}
+                () = self.until_news(next) => {}
             }
         }
+    }
+
+    /// Waits until `next`, or until a disk has other free space than was told.
+    async fn until_news(&self, next: Duration) {
+        loop {
+            let look = self.clock.boottime() + LOOK_INTERVAL;
+            self.clock.sleep_until(look.min(next)).await;
+            if look >= next || self.has_news().await {
+                return;
+            }
+        }
+    }
+
+    async fn has_news(&self) -> bool {
+        let looks = self.nodes.iter().map(|node| node.has_news());
+        join_all(looks).await.contains(&true)
     }
 
     /// One heartbeat of every node; whether all were heard.
@@ -99,13 +126,24 @@ impl FileNode {
     /// The first failure: of the disk (then nothing is sent: a node without disk is not alive), or
     /// of a directory server (the others were told).
     async fn beat(&self, address: NodeAddress) -> Result<(), FsError> {
-        let deadline = self.parts.clock.boottime() + ANSWER_WAIT_MAX;
-        let space = self.on_disk(deadline, |store| store.space()).await?;
-        let (total_bytes, free_bytes) = (space.total_bytes, space.free_bytes);
+        let Space { total_bytes, free_bytes, .. } = self.space().await?;
+        self.told_bytes.store(free_bytes, Ordering::Relaxed);
         let request = NodeHeartbeat { address, total_bytes, free_bytes };
         let directories = self.parts.peers.directories()?;
         let told = join_all(directories.iter().map(|directory| self.tell(directory, &request)));
         told.await.into_iter().collect()
+    }
+
+    /// Whether the disk has other free space than was told. One that does not answer is what the
+    /// next beat is about.
+    async fn has_news(&self) -> bool {
+        let told_bytes = self.told_bytes.load(Ordering::Relaxed);
+        self.space().await.is_ok_and(|space| space.free_bytes.abs_diff(told_bytes) >= NEWS_BYTES)
+    }
+
+    async fn space(&self) -> Result<Space, FsError> {
+        let deadline = self.parts.clock.boottime() + ANSWER_WAIT_MAX;
+        self.on_disk(deadline, |store| store.space()).await
     }
 
     async fn tell(&self, directory: &Client, request: &NodeHeartbeat) -> Result<(), FsError> {

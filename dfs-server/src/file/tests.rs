@@ -1,12 +1,12 @@
 //! The file service: two nodes and a directory double, in one process.
 
+mod heartbeat;
 mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use dfs_proto::FsError;
 use dfs_proto::capability::{CapabilityFault, MacKey};
@@ -20,7 +20,6 @@ use dfs_proto::limits::{CHUNK_BYTES_MAX, CHUNKS_PER_REQUEST_MAX, PAYLOAD_BYTES_M
 use dfs_proto::manifest::Extent;
 use dfs_proto::version::DataVersion;
 
-use super::heartbeat::Heartbeat;
 use crate::chunk_store::ChunkStore;
 use crate::chunk_store::conformance::Damage;
 use crate::chunk_store::faulty::{Fault, Mishap, Operation};
@@ -438,54 +437,6 @@ async fn before_the_first_heartbeat_requests_wait_for_the_directory() {
     let error = fetch(&cell, ONE, vec![]).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("directory server"), "{error}");
     assert!(cell.store(&[b"x"]).await.unwrap_err().is_transient());
-}
-
-#[tokio::test]
-async fn a_heartbeat_is_repeated_until_it_brings_the_key_and_then_goes_on() {
-    let cell = Cell::unheard();
-    cell.cut(DIRECTORY, TransportFault::Unreachable);
-    let shutdown = CancellationToken::new();
-    let heartbeat = Heartbeat {
-        nodes: Arc::clone(&cell.nodes),
-        host: Some("files.example".into()),
-        port: 7400,
-        clock: Arc::new(cell.clock.clone()),
-    };
-    let worker = tokio::spawn(heartbeat.run(shutdown.clone()));
-    advance_until(&cell, || cell.calls(DIRECTORY) >= 6).await;
-    assert!(fetch(&cell, ONE, vec![]).await.is_err());
-    cell.mend(DIRECTORY);
-    let heard = || cell.wire.record.lock().unwrap().heartbeats.len();
-    advance_until(&cell, || heard() >= 2).await;
-    fetch(&cell, ONE, vec![]).await.unwrap();
-    advance_until(&cell, || heard() >= 6).await;
-    shutdown.cancel();
-    worker.await.unwrap();
-    let record = cell.wire.record.lock().unwrap();
-    let nodes: Vec<NodeId> = record.heartbeats.iter().map(|beat| beat.address.node).collect();
-    assert_eq!(nodes.iter().filter(|node| **node == ONE).count(), nodes.len() / 2);
-    let beat = &record.heartbeats[0];
-    assert_eq!((beat.address.host.as_deref(), beat.address.port), (Some("files.example"), 7400));
-    assert!(beat.total_bytes > 0 && beat.free_bytes <= beat.total_bytes);
-}
-
-#[tokio::test]
-async fn a_node_whose_disk_is_broken_sends_no_sign_of_life() {
-    let cell = Cell::unheard();
-    cell.disk(0).faulty.inject(Fault::always(Operation::Space, Mishap::Io));
-    let shutdown = CancellationToken::new();
-    let heartbeat = Heartbeat {
-        nodes: Arc::clone(&cell.nodes),
-        host: None,
-        port: 1,
-        clock: Arc::new(cell.clock.clone()),
-    };
-    let worker = tokio::spawn(heartbeat.run(shutdown.clone()));
-    advance_until(&cell, || cell.wire.record.lock().unwrap().heartbeats.len() >= 3).await;
-    shutdown.cancel();
-    worker.await.unwrap();
-    let record = cell.wire.record.lock().unwrap();
-    assert!(record.heartbeats.iter().all(|beat| beat.address.node == TWO));
 }
 
 #[test]
