@@ -339,17 +339,14 @@ impl Cache {
         state: State,
         trusted: Option<Stamp>,
     ) -> Result<(), CacheError> {
-        let entry = Entry {
-            fid: file.fid(),
-            origin: origin.clone(),
-            since: self.inner.clock.wall(),
-            disk_bytes: file.disk_bytes().unwrap_or(0),
-            state,
-        };
+        let (now, disk_bytes) = (self.inner.clock.wall(), file.disk_bytes().unwrap_or(0));
         let mut books = self.books();
-        if entry.state.is_clean() && books.has_changes_beside(file) {
+        if state.is_clean() && books.has_changes_beside(file) {
             return Ok(());
         }
+        let before = books.index.slot(file.id()).map(|slot| &slot.entry);
+        let since = before.map_or(now, |before| before.since_of(&state, now));
+        let entry = Entry { fid: file.fid(), origin: origin.clone(), since, disk_bytes, state };
         let record = Record { id: file.id(), entry: Some(entry) };
         self.append(&mut books, &record)?;
         let Record { id, entry: Some(entry) } = record else { return Ok(()) };

@@ -76,6 +76,20 @@ impl State {
     pub fn is_clean(&self) -> bool {
         matches!(self, State::Clean(_))
     }
+
+    /// Whether `next` is about the same closed content: an attempt to send it, or its end.
+    fn is_continued_by(&self, next: &State) -> bool {
+        let Some(closed) = self.closed() else { return false };
+        let is_same = |next: &Closed| next.manifest == closed.manifest;
+        matches!(next, State::Conflict { .. }) || next.closed().is_some_and(is_same)
+    }
+
+    fn closed(&self) -> Option<&Closed> {
+        match self {
+            State::Sending { closed, .. } | State::Unsent { closed, .. } => Some(closed),
+            _ => None,
+        }
+    }
 }
 
 /// One entry of the cache.
@@ -83,11 +97,19 @@ impl State {
 pub struct Entry {
     pub fid: FileId,
     pub origin: Origin,
-    /// When the entry came into its state, by the wall clock.
+    /// When the entry came into its state, by the wall clock; of a closed content: when it was
+    /// closed, whatever became of it since.
     pub since: Timestamp,
     /// Space on disk when it was recorded. Units: bytes.
     pub disk_bytes: u64,
     pub state: State,
+}
+
+impl Entry {
+    /// Since when the entry that follows on this one is what it is.
+    pub fn since_of(&self, next: &State, now: Timestamp) -> Timestamp {
+        if self.state.is_continued_by(next) { self.since } else { now }
+    }
 }
 
 /// One record of the log: `None` is the end of an entry.

@@ -350,7 +350,8 @@ impl Writeback {
         let delay = facts.unsent().map_or(RETRY_DELAY_FIRST, |unsent| unsent.delay * 2);
         let delay = delay.min(RETRY_DELAY_MAX);
         let clock = self.inner.cache.clock();
-        let since = facts.unsent().map_or_else(|| clock.wall(), |unsent| unsent.since);
+        let same = facts.unsent().filter(|unsent| unsent.mark == mark);
+        let since = same.map_or_else(|| clock.wall(), |unsent| unsent.since);
         tracing::warn!(fid = %copy.fid(), hint = copy.origin.hint, %error, "unsent");
         facts.standing = Standing::Unsent(Unsent {
             why: error.to_string(),

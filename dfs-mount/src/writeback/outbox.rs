@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cache::ContentError;
 use crate::cache::record::{Entry, EntryId, State};
 
-use super::working::{Copy, Standing};
+use super::working::{Copy, Standing, Unsent};
 use super::{Inner, Writeback};
 
 /// How a change in the outbox stands.
@@ -42,6 +42,7 @@ pub struct OutboxItem {
     pub size_bytes: u64,
     pub state: OutboxState,
     pub why: String,
+    /// When it was closed; what was never closed: when that was found.
     pub since: Timestamp,
 }
 
@@ -65,11 +66,16 @@ impl Writeback {
     }
 
     fn item(&self, id: EntryId, entry: Entry) -> Option<OutboxItem> {
+        let mut since = entry.since;
         let (state, why) = match entry.state {
             State::Clean(_) => return None,
             // An open file is no item, unless its close has failed before anything of it could be
             // journalled.
-            State::Working { .. } => (OutboxState::Unsent, self.why_unsent(entry.fid, id)?),
+            State::Working { .. } => {
+                let unsent = self.unsent_facts(entry.fid, id)?;
+                since = unsent.since;
+                (OutboxState::Unsent, unsent.why)
+            }
             State::Sending { .. } => (OutboxState::Sending, String::new()),
             State::Unsent { why, .. } => (OutboxState::Unsent, why),
             State::Conflict { why, .. } => (OutboxState::Conflict, why),
@@ -80,13 +86,13 @@ impl Writeback {
         };
         let file = self.inner.cache.open_entry(id).ok();
         let size_bytes = file.and_then(|file| file.size().ok()).unwrap_or(0);
-        let Entry { fid, origin, since, .. } = entry;
+        let Entry { fid, origin, .. } = entry;
         Some(OutboxItem { id, fid, hint: origin.hint, size_bytes, state, why, since })
     }
 
-    fn why_unsent(&self, fid: FileId, id: EntryId) -> Option<String> {
+    fn unsent_facts(&self, fid: FileId, id: EntryId) -> Option<Unsent> {
         let working = self.working(fid).filter(|working| working.id() == id)?;
-        working.copy.facts().unsent().map(|unsent| unsent.why.clone())
+        working.copy.facts().unsent().cloned()
     }
 
     /// Tries to send everything unsent now. Answers with how many changes are left.

@@ -5,6 +5,7 @@ mod join;
 mod recall;
 mod replay;
 mod settle;
+mod since;
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -66,6 +66,7 @@ pub(super) enum Standing {
 #[derive(Clone, Debug)]
 pub(super) struct Unsent {
     pub why: String,
+    /// When it was closed.
     pub since: Timestamp,
     /// What was closed: only this is sent later, not what a writer is in the middle of.
     pub mark: Mark,
