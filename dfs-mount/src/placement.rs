@@ -126,6 +126,7 @@ fn next_after(error: &FsError) -> Next {
         | FsError::ChunkCorrupt(_)
         | FsError::NoSpace { .. }
         | FsError::Unavailable { .. }
+        | FsError::NotOfCell { .. }
         | FsError::TimedOut { .. }
         | FsError::Internal { .. }
         | FsError::UnknownOperation { .. }

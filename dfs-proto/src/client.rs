@@ -54,10 +54,16 @@ impl CallError {
     pub fn into_fs(self) -> FsError {
         match self {
             CallError::Fs(error) => error,
-            CallError::Transport(error) if error.fault == TransportFault::TimedOut => {
-                FsError::TimedOut { whom: error.whom }
-            }
-            CallError::Transport(error) => FsError::unavailable(error.to_string()),
+            CallError::Transport(error) => match error.fault {
+                TransportFault::TimedOut => FsError::TimedOut { whom: error.whom },
+                TransportFault::NotOfCell => {
+                    FsError::NotOfCell { whom: error.whom, what: error.what }
+                }
+                TransportFault::Unreachable
+                | TransportFault::Lost
+                | TransportFault::OutOfDate
+                | TransportFault::Garbled => FsError::unavailable(error.to_string()),
+            },
         }
     }
 }

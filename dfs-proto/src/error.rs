@@ -105,6 +105,9 @@ pub enum FsError {
     Internal { incident: String },
     #[error("join token is not valid: {why}")]
     JoinRefused { why: String },
+    /// Made by whoever calls, not by a server: nobody was asked anything.
+    #[error("{whom} does not prove that it is of our cell: {what}")]
+    NotOfCell { whom: String, what: String },
 }
 
 impl FsError {
@@ -152,6 +155,7 @@ impl FsError {
             FsError::RateLimited { .. } => 44,
             FsError::SessionUnknown => 45,
             FsError::JoinRefused { .. } => 46,
+            FsError::NotOfCell { .. } => 47,
             FsError::UnknownVolume { .. } => 50,
             FsError::Unavailable { .. } => 51,
             FsError::TimedOut { .. } => 52,
@@ -166,7 +170,12 @@ impl FsError {
     }
 
     /// Whether the same request may succeed later without anybody changing it.
+    ///
+    /// `NotOfCell` is: the right server may come back to the address, and a mount then goes on.
     pub fn is_transient(&self) -> bool {
-        matches!(self, FsError::Unavailable { .. } | FsError::TimedOut { .. })
+        matches!(
+            self,
+            FsError::Unavailable { .. } | FsError::TimedOut { .. } | FsError::NotOfCell { .. }
+        )
     }
 }

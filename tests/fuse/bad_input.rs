@@ -53,8 +53,14 @@ fn a_server_of_another_cell_is_not_trusted() {
     impostor.terminate();
     impostor.address = address;
     impostor.resume();
-    let (_, text) = client.fail(&["ls", &impostor.path("")]);
-    assert!(text.contains("certificate"), "{text}");
+    let (code, text) = client.fail(&["ls", &impostor.path("")]);
+    assert!(text.contains("its certificate is from another CA"), "{text}");
+    assert!(text.contains("not the cell that was logged in to"), "{text}");
+    assert!(!text.contains("UnknownIssuer") && code == 4, "exit {code}: {text}");
+    let mnt = dir.path().join("mnt");
+    fs::create_dir(&mnt).unwrap();
+    let (code, text) = client.fail(&["mount", &impostor.path(""), mnt.to_str().unwrap()]);
+    assert!(text.contains("not the cell that was logged in to"), "exit {code}: {text}");
     let wrong = "0".repeat(64);
     let arguments = ["login", &impostor.url(), "--user", "admin", "--fingerprint", &wrong];
     let (_, text) = client.fail(&arguments);

@@ -75,9 +75,7 @@ pub fn judge(error: &FsError) -> (Exit, Option<&'static str>) {
             (Exit::Refused, Some("check who you are with dfs whoami"))
         }
         FsError::InvalidArgument { .. } => (Exit::Failed, None),
-        FsError::TooManyLinks => (Exit::Failed, None),
-        FsError::CrossVolume => (Exit::Failed, None),
-        FsError::Loop => (Exit::Failed, None),
+        FsError::TooManyLinks | FsError::CrossVolume | FsError::Loop => (Exit::Failed, None),
         FsError::NoSpace { .. } => (Exit::Failed, Some("free space, then repeat the command")),
         FsError::ReadOnly => (Exit::Failed, None),
         FsError::Stale => (Exit::Failed, Some("somebody removed it meanwhile; look again")),
@@ -107,6 +105,13 @@ pub fn judge(error: &FsError) -> (Exit, Option<&'static str>) {
         FsError::Unavailable { .. } | FsError::TimedOut { .. } => {
             (Exit::Unreachable, Some("check that the server runs and its address is right"))
         }
+        FsError::NotOfCell { .. } => (
+            Exit::Refused,
+            Some(
+                "this is not the cell that was logged in to: check the address, or log in to this \
+                 one with --fingerprint or --bootstrap",
+            ),
+        ),
         FsError::TooLarge { .. } => (Exit::Failed, None),
         FsError::Malformed { .. } => (Exit::Failed, Some("is it a DFS server?")),
         FsError::VersionMismatch { .. } => {
@@ -147,6 +152,7 @@ mod tests {
             (FsError::LoginRefused, 4),
             (FsError::RateLimited { retry_after_secs: 1 }, 4),
             (FsError::AccessDenied, 4),
+            (FsError::NotOfCell { whom: "x".into(), what: "y".into() }, 4),
         ] {
             assert_eq!(judge(&error).0.code(), code, "{error}");
         }

@@ -53,7 +53,7 @@ fn of_fs(error: &FsError) -> Errno {
         // As open(2) with O_NONBLOCK says of a lease, and flock(2) of a lock.
         FsError::LockBusy { .. } | FsError::LockTimeout { .. } => Errno::EAGAIN,
         // "Host is down" and "connection timed out" say it best.
-        FsError::Unavailable { .. } => Errno::EHOSTDOWN,
+        FsError::Unavailable { .. } | FsError::NotOfCell { .. } => Errno::EHOSTDOWN,
         FsError::TimedOut { .. } => Errno::ETIMEDOUT,
         FsError::TooLarge { .. } => Errno::EFBIG,
         // "Required key not available", "key has expired", "key was rejected by service": the

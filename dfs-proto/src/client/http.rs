@@ -200,14 +200,30 @@ fn timed_out(whom: &str, timeout: Duration) -> TransportError {
 
 fn judge(whom: &str, error: &reqwest::Error) -> TransportError {
     let text = chain(error);
-    let fault = if text.contains("invalid peer certificate") {
-        TransportFault::NotOfCell
-    } else if error.is_timeout() && !error.is_connect() {
+    if text.contains("invalid peer certificate") {
+        return distrust(whom, text);
+    }
+    let fault = if error.is_timeout() && !error.is_connect() {
         TransportFault::TimedOut
     } else if error.is_connect() {
         TransportFault::Unreachable
     } else {
         TransportFault::Lost
+    };
+    TransportError::new(fault, whom, text)
+}
+
+/// Why a certificate was refused, from the TLS library's text: its error is behind types that
+/// only that library's version names.
+fn distrust(whom: &str, text: String) -> TransportError {
+    let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
+    if says(&["UnknownIssuer", "BadSignature"]) {
+        let what = "its certificate is from another CA";
+        return TransportError::new(TransportFault::NotOfCell, whom, what);
+    }
+    let fault = match says(&["expired", "not valid yet"]) {
+        true => TransportFault::OutOfDate,
+        false => TransportFault::NotOfCell,
     };
     TransportError::new(fault, whom, text)
 }

@@ -112,6 +112,8 @@ pub enum TransportFault {
     TimedOut,
     /// The peer's certificate is not one of this cell for the role asked for.
     NotOfCell,
+    /// The peer's certificate is not valid at this time: it has ended, or a clock is wrong.
+    OutOfDate,
     /// The reply is no DFS reply.
     Garbled,
 }
@@ -120,7 +122,9 @@ impl TransportFault {
     pub fn is_transient(self) -> bool {
         match self {
             TransportFault::Unreachable | TransportFault::Lost | TransportFault::TimedOut => true,
-            TransportFault::NotOfCell | TransportFault::Garbled => false,
+            TransportFault::NotOfCell | TransportFault::OutOfDate | TransportFault::Garbled => {
+                false
+            }
         }
     }
 }

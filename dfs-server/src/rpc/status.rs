@@ -38,7 +38,7 @@ pub fn http_status(error: &FsError) -> u16 {
         FsError::RateLimited { .. } => 429,
         FsError::Internal { .. } => 500,
         FsError::Unsupported { .. } => 501,
-        FsError::Unavailable { .. } => 503,
+        FsError::Unavailable { .. } | FsError::NotOfCell { .. } => 503,
         FsError::TimedOut { .. } => 504,
         FsError::NoSpace { .. } => 507,
     }

@@ -2,14 +2,19 @@ use super::*;
 use crate::cell::testing::TestServer;
 use crate::cell::{Cell, Wanted};
 use dfs_proto::admin::{Map, NodeEntry};
+use dfs_proto::attr::Timestamp;
 use dfs_proto::client::{CallError, Client, Dial, HttpDialer, Peer, TransportFault};
 use dfs_proto::clock::{Clock, SystemClock};
 use dfs_proto::rpc::{Envelope, encode_reply};
 
 fn found(roles: &[Role]) -> (tempfile::TempDir, Cell) {
+    found_at(SystemClock.wall(), roles)
+}
+
+fn found_at(now: Timestamp, roles: &[Role]) -> (tempfile::TempDir, Cell) {
     let dir = tempfile::tempdir().unwrap();
     let wanted = Wanted { roles, file_nodes: 2 };
-    let cell = Cell::open(dir.path(), wanted, SystemClock.wall()).unwrap();
+    let cell = Cell::open(dir.path(), wanted, now).unwrap();
     (dir, cell)
 }
 
@@ -67,6 +72,19 @@ async fn a_server_of_another_cell_is_refused_by_clients() {
     let dialer = HttpDialer::new(other.ca_pem().to_owned(), None);
     let refused = ask(&server, &dialer, Some(Role::Auth)).await;
     assert_eq!(refused, Err(TransportFault::NotOfCell));
+}
+
+#[tokio::test]
+async fn a_certificate_that_a_clock_is_wrong_for_is_not_taken_for_one_of_another_cell() {
+    const FIVE_YEARS_SECS: i64 = 5 * 365 * 86_400;
+    for years in [-FIVE_YEARS_SECS, FIVE_YEARS_SECS] {
+        let now = SystemClock.wall();
+        let (_dir, cell) = found_at(Timestamp::new(now.secs + years, 0), &Role::ALL);
+        let server = serve(&cell).await;
+        let dialer = HttpDialer::new(cell.ca_pem().to_owned(), None);
+        let refused = ask(&server, &dialer, Some(Role::Auth)).await;
+        assert_eq!(refused, Err(TransportFault::OutOfDate), "{years}");
+    }
 }
 
 #[tokio::test]
