@@ -1,13 +1,14 @@
 //! Credentials: what `dfs login` keeps for a cell, and the ticket that is current.
 //!
 //! [`CredentialStore`] owns the configuration directory: one file for each cell, readable by its
-//! owner only (a file that others can read is refused, with the remedy). [`TicketSource`] owns the
-//! ticket of one running client and renews it in time; many requests that find it old cause one
-//! renewal. Neither knows how servers are reached: the renewal itself is passed in.
+//! owner only, who is the one who runs us (any other is refused: others may read it, or have
+//! written it). [`TicketSource`] owns the ticket of one running client and renews it in time; many
+//! requests that find it old cause one renewal. Neither knows how servers are reached: the renewal
+//! itself is passed in.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,16 +61,21 @@ impl Credential {
     }
 }
 
-/// Why a credential cannot be read or kept.
+/// Why a credential cannot be read or kept. What to do about it is the command's to say.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    #[error("no home for credentials: set DFS_CONFIG_DIR, XDG_CONFIG_HOME or HOME")]
+    #[error("none of DFS_CONFIG_DIR, XDG_CONFIG_HOME and HOME is set")]
     NoDirectory,
     #[error("{what} {}", path.display())]
     Io { what: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} can be read by others; run: chmod 600 {}", .0.display(), .0.display())]
+    #[error("{} is a directory, not a credential file", .0.display())]
+    Directory(PathBuf),
+    /// Root, too, uses its own only: whoever wrote another's chose the cell and its CA.
+    #[error("{} belongs to user {owner}, and this command runs as user {user}", path.display())]
+    NotOwn { path: PathBuf, owner: u32, user: u32 },
+    #[error("{} can be read by others", .0.display())]
     Exposed(PathBuf),
-    #[error("{} is not a credential file: {why}; remove it and log in again", path.display())]
+    #[error("{} is not a credential file: {why}", path.display())]
     Broken { path: PathBuf, why: String },
 }
 
@@ -107,7 +113,8 @@ impl CredentialStore {
     /// The credential of a cell; `None` if nobody logged in there.
     ///
     /// # Errors
-    /// `Exposed` if others may read the file, `Broken` if it is not a credential, `Io`.
+    /// `Directory`; `NotOwn` if it is another user's, `Exposed` if others may read it, `Broken` if
+    /// it is not a credential, `Io`.
     pub fn load(&self, host: &str, port: u16) -> Result<Option<Credential>, CredentialError> {
         read(&self.path(host, port))
     }
@@ -175,20 +182,36 @@ impl CredentialStore {
 
 fn read(path: &Path) -> Result<Option<Credential>, CredentialError> {
     let failed = |source| CredentialError::Io { what: "cannot read", path: path.into(), source };
-    let mode = match fs::metadata(path) {
+    // A pipe in its place is not waited for.
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let mut file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        found => found.map_err(failed)?.permissions().mode(),
+        file => file.map_err(failed)?,
     };
-    if mode & 0o077 != 0 {
-        return Err(CredentialError::Exposed(path.into()));
-    }
-    let text = fs::read_to_string(path).map_err(failed)?;
+    check(path, &file.metadata().map_err(failed)?, nix::unistd::geteuid().as_raw())?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(failed)?;
     let credential = toml::from_str(&text).map_err(|error| CredentialError::Broken {
         path: path.into(),
         // Only the first line: the rest of the message shows the file's text, secrets and all.
         why: error.message().lines().next().unwrap_or_default().to_owned(),
     })?;
     Ok(Some(credential))
+}
+
+/// Whether what lies at `path` is a file of `user` that nobody else can read.
+fn check(path: &Path, found: &fs::Metadata, user: u32) -> Result<(), CredentialError> {
+    let (path, owner) = (path.to_owned(), found.uid());
+    if found.is_dir() {
+        return Err(CredentialError::Directory(path));
+    }
+    if owner != user {
+        return Err(CredentialError::NotOwn { path, owner, user });
+    }
+    if found.mode() & 0o077 != 0 {
+        return Err(CredentialError::Exposed(path));
+    }
+    Ok(())
 }
 
 fn write_private(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {

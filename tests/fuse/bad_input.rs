@@ -68,6 +68,33 @@ fn a_server_of_another_cell_is_not_trusted() {
 }
 
 #[test]
+fn a_login_file_that_cannot_be_used_is_named_with_the_remedy_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let entry = fs::read_dir(client.home.join("config")).unwrap().next().unwrap().unwrap();
+    let path = entry.path();
+    let refusal = |remedy: &str| {
+        let (code, text) = client.fail(&["ls", &server.path("")]);
+        assert_eq!((code, text.matches(remedy).count()), (2, 1), "{text}");
+        text
+    };
+    std::os::unix::fs::chown(&path, Some(1234), None).unwrap();
+    let text = refusal("without sudo");
+    assert!(text.contains("belongs to user 1234, and this command runs as user 0"), "{text}");
+    std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+    client.ask(&["ls", &server.path("")]);
+    fs::write(&path, "[[[").unwrap();
+    refusal("log in again");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    refusal("chmod 600");
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let text = refusal("log in again");
+    assert!(text.contains("is a directory"), "{text}");
+}
+
+#[test]
 fn unknown_volumes_and_unusable_mount_points_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("data"), &[]);

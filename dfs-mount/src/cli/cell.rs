@@ -34,6 +34,13 @@ impl From<CredentialError> for Failure {
             CredentialError::Broken { path, .. } => {
                 Some(format!("remove {} and log in again", path.display()))
             }
+            CredentialError::Directory(path) => {
+                Some(format!("move {} away and log in again", path.display()))
+            }
+            CredentialError::NotOwn { owner, .. } => Some(format!(
+                "run the command as user {owner} (without sudo, if that is how it was run), or set \
+                 DFS_CONFIG_DIR to a directory of your own and log in there"
+            )),
             CredentialError::NoDirectory => Some("set DFS_CONFIG_DIR".to_owned()),
             CredentialError::Io { .. } => None,
         };
@@ -153,6 +160,25 @@ mod tests {
             ca_pem: String::new(),
             personal: personal.then(|| Personal { user: "u".into(), renewal: renewal.clone() }),
             machine: machine.then_some(Machine { renewal }),
+        }
+    }
+
+    #[test]
+    fn a_login_that_cannot_be_used_comes_with_its_remedy_once() {
+        let path = || std::path::PathBuf::from("/c/h_1.toml");
+        let errors = [
+            (CredentialError::NoDirectory, "set DFS_CONFIG_DIR"),
+            (CredentialError::Directory(path()), "move /c/h_1.toml away"),
+            (CredentialError::NotOwn { path: path(), owner: 7, user: 0 }, "as user 7"),
+            (CredentialError::Exposed(path()), "chmod 600 /c/h_1.toml"),
+            (CredentialError::Broken { path: path(), why: "no".into() }, "remove /c/h_1.toml"),
+        ];
+        for (error, remedy) in errors {
+            let failure = Failure::from(error);
+            assert!(failure.remedy.as_ref().is_some_and(|it| it.contains(remedy)), "{failure:?}");
+            let words = ["log in again", "chmod", "remove", "move", "run the", "DFS_CONFIG_DIR to"];
+            let causes = failure.causes();
+            assert!(!words.iter().any(|word| causes.contains(word)), "{causes}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Credential files and ticket renewal.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use dfs_proto::client::CallError;
 use dfs_proto::clock::ManualClock;
 use dfs_proto::credential::{ActAs, Secret, Ticket, TicketHolder};
 
-use super::{Credential, CredentialError, CredentialStore, Machine, Personal, TicketSource};
+use super::{Credential, CredentialError, CredentialStore, Machine, Personal, TicketSource, check};
 
 fn credential() -> Credential {
     Credential {
@@ -41,14 +41,40 @@ fn a_saved_credential_is_loaded_again_and_private() {
 }
 
 #[test]
-fn a_file_that_others_can_read_is_refused_with_the_remedy() {
+fn a_file_that_others_can_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = CredentialStore::at(dir.path());
     store.save(&credential()).unwrap();
     let path = store.path("cell.example", 7400);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     let error = store.load("cell.example", 7400).unwrap_err();
-    assert!(error.to_string().contains("chmod 600"), "{error}");
+    assert!(matches!(error, CredentialError::Exposed(_)), "{error}");
+}
+
+#[test]
+fn a_directory_in_place_of_a_file_is_called_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = CredentialStore::at(dir.path());
+    fs::create_dir(store.path("cell.example", 7400)).unwrap();
+    let error = store.load("cell.example", 7400).unwrap_err();
+    assert!(matches!(error, CredentialError::Directory(_)), "{error}");
+    assert!(error.to_string().contains("is a directory"), "{error}");
+}
+
+#[test]
+fn a_file_of_another_user_is_refused_whoever_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = CredentialStore::at(dir.path());
+    store.save(&credential()).unwrap();
+    let path = store.path("cell.example", 7400);
+    let found = fs::metadata(&path).unwrap();
+    let owner = found.uid();
+    check(&path, &found, owner).unwrap();
+    for user in [0, owner + 1].into_iter().filter(|user| *user != owner) {
+        let error = check(&path, &found, user).unwrap_err();
+        let expected = format!("belongs to user {owner}, and this command runs as user {user}");
+        assert!(error.to_string().ends_with(&expected), "{error}");
+    }
 }
 
 #[test]
