@@ -95,6 +95,31 @@ fn a_login_file_that_cannot_be_used_is_named_with_the_remedy_once() {
 }
 
 #[test]
+fn a_mount_of_root_is_called_so_to_other_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &[]);
+    // Where others may run it.
+    let (public, theirs) = (dir.path().join("dfs"), dir.path().join("theirs"));
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(program("dfs"), &public).unwrap();
+    let status = |of: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=1234", "--regid=1234", "--clear-groups"]).arg(&public);
+        attempt(command.arg("status").args(of).env("DFS_CONFIG_DIR", &theirs))
+    };
+    let all = status(&[]);
+    let text = String::from_utf8_lossy(&all.stdout).into_owned();
+    assert!(text.contains(mount.dir.to_str().unwrap()), "{text}");
+    assert!(text.contains("only root, who mounted it, may ask"), "{text}");
+    let asked = status(&[mount.dir.to_str().unwrap()]);
+    assert_eq!(asked.status.code(), Some(4));
+    let text = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(text.contains("only root, who mounted it, may ask"), "{text}");
+}
+
+#[test]
 fn unknown_volumes_and_unusable_mount_points_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("data"), &[]);

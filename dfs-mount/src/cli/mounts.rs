@@ -66,7 +66,7 @@ pub fn chosen(dir: Option<&Path>) -> Result<Vec<Mount>, Failure> {
 /// The daemon of a mount.
 ///
 /// # Errors
-/// [`ControlError::NoSocket`].
+/// [`ControlError::NoSocket`], [`ControlError::NotOwn`].
 pub fn daemon(mount: &Mount) -> Result<ControlClient, ControlError> {
     ControlClient::of_mount(mount, &process_environment)
 }
@@ -76,7 +76,7 @@ pub fn unanswered(mount: &Mount, error: ControlError) -> Failure {
     let what = format!("cannot ask the daemon of {}", mount.mount_point.display());
     let remedy = match &error {
         ControlError::Dead => format!("dfs umount {}", mount.mount_point.display()),
-        ControlError::Refused(_) | ControlError::NoSocket => {
+        ControlError::Refused(_) | ControlError::NoSocket | ControlError::NotOwn { .. } => {
             "run the command as the user who mounted it".to_owned()
         }
         ControlError::Line(_) | ControlError::Unexpected => {
@@ -86,7 +86,11 @@ pub fn unanswered(mount: &Mount, error: ControlError) -> Failure {
             "look into the mount's log, see dfs status".to_owned()
         }
     };
-    Failure::failed(what, error).remedy(remedy)
+    let exit = match &error {
+        ControlError::NotOwn { .. } => Exit::Refused,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, what, error).remedy(remedy)
 }
 
 #[cfg(test)]

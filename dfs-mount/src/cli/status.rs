@@ -35,6 +35,8 @@ struct MountState {
     /// Absent if the daemon did not answer.
     daemon: Option<MountStatus>,
     error: Option<String>,
+    #[serde(skip)]
+    exit: Exit,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,7 +78,7 @@ fn parse_cell(target: &OsStr) -> Result<CellAddress, Failure> {
 async fn everything() -> Result<StatusReport, Failure> {
     let mut report = StatusReport::default();
     for mount in mounts::chosen(None)? {
-        report.mounts.push(ask_mount(&mount).await);
+        report.mounts.push(ask_mount(&mount).await.among_others());
     }
     for credential in cell::store()?.list()? {
         report.cells.push(ask_cell(&credential).await);
@@ -89,15 +91,16 @@ async fn ask_mount(mount: &Mount) -> MountState {
         Ok(daemon) => daemon.status().await,
         Err(error) => Err(error),
     };
-    let (daemon, error) = match answer {
+    let (daemon, failure) = match answer {
         Ok(status) => (Some(status), None),
-        Err(error) => (None, Some(mounts::unanswered(mount, error).causes())),
+        Err(error) => (None, Some(mounts::unanswered(mount, error))),
     };
     MountState {
         mount_point: mount.mount_point.clone(),
         url: mount.source.to_string_lossy().into_owned(),
         daemon,
-        error,
+        error: failure.as_ref().map(Failure::causes),
+        exit: failure.map_or(Exit::Done, |failure| failure.exit),
     }
 }
 
@@ -134,9 +137,10 @@ impl StatusReport {
     /// The exit code of the first thing that is wrong.
     fn judge(&self) -> Result<(), Failure> {
         for mount in &self.mounts {
-            if let Some(error) = &mount.error {
+            if mount.exit != Exit::Done {
                 let what = format!("no answer for {}", mount.mount_point.display());
-                return Err(Failure::failed(what, error.clone()));
+                let error = mount.error.clone().unwrap_or_default();
+                return Err(Failure::new(mount.exit, what, error));
             }
         }
         for cell in &self.cells {
@@ -166,6 +170,14 @@ fn line(table: &mut Table, name: &str, value: String) {
 }
 
 impl MountState {
+    /// In a list of everything: that others have mounts of their own is nothing wrong.
+    fn among_others(self) -> MountState {
+        match self.exit {
+            Exit::Refused => MountState { exit: Exit::Done, ..self },
+            _ => self,
+        }
+    }
+
     fn add_to(&self, table: &mut Table) {
         line(table, "mount", format!("{} of {}", self.mount_point.display(), self.url));
         let Some(daemon) = &self.daemon else {
@@ -267,6 +279,7 @@ mod tests {
                 url: "dfs://h:7400/main".into(),
                 daemon: Some(daemon),
                 error: None,
+                exit: Exit::Done,
             }],
             cells: vec![CellState {
                 url: "dfs://h:7400".into(),
@@ -307,6 +320,23 @@ cell              dfs://h:7400
         assert_eq!(value["cells"][0]["map"]["nodes"][0]["roles"][1], "directory");
         assert_eq!(value["cells"][0]["directory"]["sessions"], 2);
         assert_eq!(value["cells"][0]["error"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn a_mount_of_another_user_is_wrong_only_if_it_is_asked_for() {
+        let foreign = |exit| MountState {
+            mount_point: "/theirs".into(),
+            url: "dfs://h:7400/main".into(),
+            daemon: None,
+            error: Some("only root may ask".into()),
+            exit,
+        };
+        let report = |mount| StatusReport { mounts: vec![mount], ..StatusReport::default() };
+        assert_eq!(report(foreign(Exit::Refused)).judge().unwrap_err().exit, Exit::Refused);
+        let listed = report(foreign(Exit::Refused).among_others());
+        assert!(listed.judge().is_ok());
+        assert_eq!(listed.table().rows[1], ["  state", "only root may ask"]);
+        assert!(report(foreign(Exit::Failed).among_others()).judge().is_err());
     }
 
     #[test]

@@ -109,7 +109,11 @@ async fn living_daemon(mount: &Mount) -> Result<Option<ControlClient>, Failure> 
     match error {
         ControlError::Dead | ControlError::Ended => Ok(None),
         // Without a socket only the mount itself can tell; it may take for ever to.
-        ControlError::NoSocket if is_disconnected(&mount.mount_point).await => Ok(None),
+        ControlError::NoSocket | ControlError::NotOwn { .. }
+            if is_disconnected(&mount.mount_point).await =>
+        {
+            Ok(None)
+        }
         error => Err(mounts::unanswered(mount, error)),
     }
 }

@@ -11,7 +11,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use super::message::Unsent;
 use super::message::{self, LINE_BYTES_MAX, LineError, MountStatus, OutboxReport, Reply, Request};
 use super::mountinfo::Mount;
-use super::place;
+use super::place::{self, Found};
 use crate::config::Environment;
 
 /// How long a daemon may take to answer what it can answer at once.
@@ -26,6 +26,9 @@ pub enum ControlError {
     /// No socket: the daemon is older than its socket directory, or of another environment.
     #[error("the mount daemon has no control socket")]
     NoSocket,
+    /// Only the user who mounted it may look for the socket.
+    #[error("only {}, who mounted it, may ask the mount daemon", user(*uid))]
+    NotOwn { uid: u32 },
     /// A socket, and nobody behind it.
     #[error("the mount daemon is not running")]
     Dead,
@@ -43,6 +46,10 @@ pub enum ControlError {
     Unexpected,
 }
 
+fn user(uid: u32) -> String {
+    if uid == 0 { "root".to_owned() } else { format!("user {uid}") }
+}
+
 /// The daemon of one mount.
 #[derive(Debug)]
 pub struct ControlClient {
@@ -56,11 +63,14 @@ impl ControlClient {
     }
 
     /// # Errors
-    /// [`ControlError::NoSocket`].
+    /// [`ControlError::NoSocket`], [`ControlError::NotOwn`].
     pub fn of_mount(mount: &Mount, environment: Environment<'_>) -> Result<Self, ControlError> {
         let uid = mount.owner_uid().unwrap_or(0);
-        let path = place::find(mount.device, uid, environment).ok_or(ControlError::NoSocket)?;
-        Ok(ControlClient { path })
+        match place::find(mount.device, uid, environment) {
+            Found::Socket(path) => Ok(ControlClient { path }),
+            Found::Hidden => Err(ControlError::NotOwn { uid }),
+            Found::Nothing => Err(ControlError::NoSocket),
+        }
     }
 
     /// # Errors

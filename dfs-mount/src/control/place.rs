@@ -92,13 +92,39 @@ fn check_dir(dir: &Path, uid: u32) -> Result<(), PlaceError> {
     }
 }
 
+/// Where the search for a socket ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    Socket(PathBuf),
+    /// There may be one, where only its owner may look.
+    Hidden,
+    Nothing,
+}
+
 /// The socket of a mount's daemon, if one lies in a safe candidate directory.
-pub fn find(device: Device, uid: u32, environment: Environment<'_>) -> Option<PathBuf> {
-    candidates(uid, environment)
-        .into_iter()
-        .filter(|dir| check_dir(dir, uid).is_ok())
-        .map(|dir| dir.join(socket_name(device)))
-        .find(|path| is_short_enough(path) && fs::symlink_metadata(path).is_ok())
+pub fn find(device: Device, uid: u32, environment: Environment<'_>) -> Found {
+    let name = socket_name(device);
+    let mut found = Found::Nothing;
+    for dir in candidates(uid, environment) {
+        let path = dir.join(&name);
+        match look(&dir, &path, uid) {
+            Ok(()) if is_short_enough(&path) => return Found::Socket(path),
+            Err(PlaceError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                found = Found::Hidden;
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Whether something lies at `path` in a safe directory.
+fn look(dir: &Path, path: &Path, uid: u32) -> Result<(), PlaceError> {
+    check_dir(dir, uid)?;
+    let found = fs::symlink_metadata(path);
+    found.map(drop).map_err(|source| PlaceError::Io { path: path.to_owned(), source })
 }
 
 fn is_short_enough(path: &Path) -> bool {
