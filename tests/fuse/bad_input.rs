@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::support::{Client, Server, attempt, program, run};
@@ -282,7 +283,10 @@ fn strangers_that_announce_large_bodies_hold_up_nobody() {
          | exec openssl s_client -quiet -connect {} >/dev/null 2>&1",
         server.address
     );
-    let start = |_| std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    let start = |_| {
+        let mut stranger = std::process::Command::new("sh");
+        stranger.args(["-c", &script]).process_group(0).spawn().unwrap()
+    };
     let mut strangers: Vec<_> = (0..STRANGERS).map(start).collect();
     let started = std::time::Instant::now();
     let large = dir.path().join("large");
@@ -290,7 +294,8 @@ fn strangers_that_announce_large_bodies_hold_up_nobody() {
     client.ask(&["ls", &server.path("")]);
     assert!(started.elapsed() < std::time::Duration::from_secs(25), "{:?}", started.elapsed());
     for stranger in &mut strangers {
-        let _ = stranger.kill();
+        let group = format!("-{}", stranger.id());
+        let _ = std::process::Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = stranger.wait();
     }
 }

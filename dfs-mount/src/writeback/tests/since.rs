@@ -7,7 +7,7 @@ use dfs_proto::FsError;
 use dfs_proto::attr::Timestamp;
 use dfs_proto::clock::{Clock, ManualClock};
 
-use super::{fs_error, until};
+use super::fs_error;
 use crate::testing::client::TestClient;
 use crate::testing::fake_cell::FakeCell;
 use crate::writeback::OutboxState;
@@ -20,7 +20,12 @@ async fn start(dir: &tempfile::TempDir, cell: &FakeCell, clock: &ManualClock) ->
 async fn retry(client: &TestClient, cell: &FakeCell, clock: &ManualClock) {
     let tried = cell.call_count("file.store");
     clock.advance(Duration::from_secs(600));
-    until(|| cell.call_count("file.store") > tried && is_unsent(client)).await;
+    let has_tried = async {
+        while cell.call_count("file.store") == tried || !is_unsent(client) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), has_tried).await.unwrap();
 }
 
 fn is_unsent(client: &TestClient) -> bool {
