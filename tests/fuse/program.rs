@@ -208,6 +208,7 @@ fn append_at_once(mounts: &[&std::path::Path], prepare: &str) {
     }
 }
 
+/// W10 of SEMANTICS.md.
 #[test]
 fn programs_that_append_to_one_file_at_once_lose_no_line() {
     let dir = tempfile::tempdir().unwrap();
@@ -223,6 +224,7 @@ fn programs_that_append_to_one_file_at_once_lose_no_line() {
     b.umount();
 }
 
+/// R6 of SEMANTICS.md.
 #[test]
 fn a_file_that_is_replaced_all_the_time_can_always_be_opened_and_is_never_torn() {
     const ROUNDS: u8 = 100;
