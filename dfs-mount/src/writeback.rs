@@ -93,6 +93,8 @@ pub struct Begin {
     pub origin: Origin,
     /// The file differs from its base from the start (it was truncated by the open).
     pub is_dirty: bool,
+    /// The open made the file.
+    pub is_new: bool,
 }
 
 /// What a commit did.
@@ -240,7 +242,10 @@ impl Writeback {
         if begin.is_dirty {
             copy.mark_dirty();
         }
-        copy.facts().writer_count = 1;
+        {
+            let mut facts = copy.facts();
+            (facts.writer_count, facts.is_new) = (1, begin.is_new);
+        }
         let copy = Arc::new(copy);
         {
             let mut right = copy.right.lock().await;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp, VolumeSpace};
 use crate::capability::{Mac, MacKey, ReadCapability, WriteCapability};
 use crate::chunk::ChunkHash;
+use crate::credential::Identity;
 use crate::dirent::DirPage;
 use crate::id::{FileId, NodeId, OpId, VolumeId};
 use crate::manifest::Manifest;
@@ -322,6 +323,22 @@ pub struct CommitAttr {
     pub atime: Option<Timestamp>,
     /// Clears set-user-id and set-group-id, as a write by somebody unprivileged does.
     pub clear_set_id: bool,
+    /// What the file's maker set before its first commit.
+    pub first: Option<Box<FirstAttr>>,
+}
+
+/// Owner and mode that were set on a new file before its first commit, applied after
+/// `CommitAttr::clear_set_id`.
+///
+/// As `directory.setattr` by the caller `by` would; what that may not set (any more) stays as it
+/// is, and the commit is done all the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstAttr {
+    /// Believed as the caller of a request in this session is.
+    pub by: Option<Identity>,
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
 }
 
 /// A new content for a file, as the client wants it. Sent to a file node, which stores the chunks

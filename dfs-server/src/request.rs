@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dfs_proto::FsError;
 use dfs_proto::admin::Role;
-use dfs_proto::credential::{Identity, TicketHolder};
+use dfs_proto::credential::{Identity, NOBODY, TicketHolder};
 use dfs_proto::id::{NodeId, OpId, SessionId};
 
 /// Who is at the other end, as far as it is proven.
@@ -21,6 +21,25 @@ pub enum Peer {
     /// The bearer of a ticket.
     User(Arc<TicketHolder>),
     Anonymous,
+}
+
+impl Peer {
+    /// The account or machine, for logs and lock holders' names.
+    pub fn user(&self) -> &str {
+        match self {
+            Peer::User(holder) => &holder.user,
+            Peer::Local | Peer::Node(_) => "cell",
+            Peer::Anonymous => "anonymous",
+        }
+    }
+
+    /// As whom permission is checked; nobody for nodes and strangers.
+    pub fn identity(&self, caller: Option<&Identity>) -> Identity {
+        match self {
+            Peer::User(holder) => holder.identity(caller),
+            _ => Identity { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
+        }
+    }
 }
 
 /// What a node's certificate proves.
@@ -97,10 +116,6 @@ impl Context {
 
     /// The account or machine behind the request, for logs and lock holders' names.
     pub fn user(&self) -> &str {
-        match &self.peer {
-            Peer::User(holder) => &holder.user,
-            Peer::Local | Peer::Node(_) => "cell",
-            Peer::Anonymous => "anonymous",
-        }
+        self.peer.user()
     }
 }

@@ -13,11 +13,14 @@ use std::time::Duration;
 use dfs_proto::FsError;
 use dfs_proto::capability::MacKey;
 use dfs_proto::clock::Clock;
+use dfs_proto::credential::Identity;
 use dfs_proto::id::SessionId;
 use dfs_proto::limits::{SESSION_COUNT_MAX, SESSION_LEASE};
 use dfs_proto::session::SessionEvent;
 use dfs_proto::version::Epoch;
 use tokio::sync::mpsc;
+
+use crate::request::Peer;
 
 /// Events queued for one client. One that falls behind has its stream ended and opens a new one.
 const EVENT_QUEUE_MAX: usize = 1024;
@@ -32,6 +35,8 @@ pub struct Sessions {
 struct Session {
     /// Account or machine that opened it; nobody else may use it.
     user: String,
+    /// Its bearer, as it was opened last.
+    peer: Peer,
     host: String,
     key: MacKey,
     ends_at: Duration,
@@ -60,17 +65,18 @@ impl Sessions {
     pub fn open(
         &self,
         id: SessionId,
-        user: &str,
+        peer: &Peer,
         host: &str,
         fresh_key: MacKey,
     ) -> Result<MacKey, FsError> {
         let ends_at = self.clock.boottime() + SESSION_LEASE;
         let mut table = self.table();
         if let Some(session) = table.get_mut(&id) {
-            if session.user != user {
+            if session.user != peer.user() {
                 return Err(FsError::NotPermitted);
             }
             session.ends_at = ends_at;
+            session.peer = peer.clone();
             return Ok(session.key.clone());
         }
         if table.len() >= SESSION_COUNT_MAX {
@@ -78,8 +84,9 @@ impl Sessions {
             return Err(FsError::TooLarge { what: "number of sessions".into(), limit });
         }
         let key = fresh_key.clone();
-        let (user, host) = (user.to_owned(), host.to_owned());
-        table.insert(id, Session { user, host, key: fresh_key, ends_at, events: None });
+        let (user, host) = (peer.user().to_owned(), host.to_owned());
+        let peer = peer.clone();
+        table.insert(id, Session { user, peer, host, key: fresh_key, ends_at, events: None });
         Ok(key)
     }
 
@@ -98,6 +105,17 @@ impl Sessions {
     /// `SessionUnknown`.
     pub fn describe(&self, id: SessionId, user: &str) -> Result<String, FsError> {
         self.with(id, user, |session| format!("{} ({})", session.host, session.user))
+    }
+
+    /// As whom a caller of a session's client acts.
+    ///
+    /// # Errors
+    /// `SessionUnknown`.
+    pub fn identity(&self, id: SessionId, caller: Option<&Identity>) -> Result<Identity, FsError> {
+        let now = self.clock.boottime();
+        let table = self.table();
+        let session = table.get(&id).filter(|session| session.ends_at > now);
+        session.map(|session| session.peer.identity(caller)).ok_or(FsError::SessionUnknown)
     }
 
     /// The key of a session, for checking its MACs.
@@ -220,6 +238,8 @@ pub enum Told {
 
 #[cfg(test)]
 mod tests {
+    use dfs_proto::credential::{ActAs, TicketHolder};
+
     use super::*;
     use dfs_proto::clock::ManualClock;
 
@@ -228,8 +248,13 @@ mod tests {
     fn sessions() -> (Sessions, ManualClock) {
         let clock = ManualClock::default();
         let sessions = Sessions::new(Arc::new(clock.clone()));
-        sessions.open(ID, "ann", "host", MacKey([1; 32])).unwrap();
+        sessions.open(ID, &bearer("ann"), "host", MacKey([1; 32])).unwrap();
         (sessions, clock)
+    }
+
+    fn bearer(user: &str) -> Peer {
+        let act_as = ActAs::Machine { squash_root: false };
+        Peer::User(Arc::new(TicketHolder { user: user.to_owned(), act_as, is_admin: false }))
     }
 
     #[test]
@@ -250,7 +275,7 @@ mod tests {
     #[test]
     fn nobody_uses_another_users_session() {
         let (sessions, _clock) = sessions();
-        let stolen = sessions.open(ID, "bob", "host", MacKey([2; 32]));
+        let stolen = sessions.open(ID, &bearer("bob"), "host", MacKey([2; 32]));
         assert_eq!(stolen, Err(FsError::NotPermitted));
         assert_eq!(sessions.renew(ID, "bob"), Err(FsError::SessionUnknown));
         assert!(sessions.listen(ID, "bob", Epoch(1)).is_err());
@@ -261,7 +286,7 @@ mod tests {
     #[test]
     fn opening_again_keeps_the_key() {
         let (sessions, _clock) = sessions();
-        let key = sessions.open(ID, "ann", "host", MacKey([9; 32])).unwrap();
+        let key = sessions.open(ID, &bearer("ann"), "host", MacKey([9; 32])).unwrap();
         assert_eq!(key, MacKey([1; 32]));
     }
 

@@ -96,3 +96,21 @@ fn a_close_without_a_change_sends_nothing() {
         assert_eq!(cost, BTreeMap::from([("directory.open".to_owned(), 1)]));
     });
 }
+
+#[test]
+fn a_file_out_of_tar_or_cp_costs_two_requests_whatever_they_set_on_it() {
+    with_mount(|a, b| {
+        let source = tempfile::tempdir().unwrap();
+        let script = "echo content > f; chmod 751 f; chown 7:8 f; touch -d @1000000000 f; \
+                      tar cf t.tar f";
+        crate::support::shell(source.path(), script);
+        let unpack = format!("tar xpf {}/t.tar", source.path().display());
+        let cost = a.cost(|| drop(a.shell(&unpack)));
+        assert_eq!(total(&cost), 2, "tar: {cost:?}");
+        let copy = format!("cp -a {}/f copy", source.path().display());
+        let cost = a.cost(|| drop(a.shell(&copy)));
+        assert_eq!(total(&cost), 2, "cp -a: {cost:?}");
+        let list = "stat -c '%a %u %g %s %.Y' f copy";
+        assert_eq!(b.shell(list), "751 7 8 8 1000000000.000000000\n".repeat(2));
+    });
+}

@@ -179,3 +179,64 @@ async fn a_file_removed_while_it_is_open_is_read_and_written_until_it_is_closed(
     }
     assert_eq!(a.vfs.counts().1, 0);
 }
+
+fn rights(mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Change {
+    Change { set: SetAttr { mode, uid, gid, ..SetAttr::default() }, size: None }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn owner_and_mode_of_a_new_file_travel_with_its_first_commit() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, Some(created.opened.handle));
+    a.vfs.write(created.opened.handle, WriteTo::Offset(0), b"abc", false).unwrap();
+    let asked = a.rpc_count("directory.setattr");
+    a.vfs.setattr(&root(), nodeid, handle, rights(None, Some(7), Some(8))).await.unwrap();
+    let set = a.vfs.setattr(&root(), nodeid, handle, rights(Some(0o4711), None, None)).await;
+    let attr = set.unwrap().attr;
+    assert_eq!((attr.mode, attr.uid, attr.gid), (0o4711, 7, 8), "seen here at once");
+    close(&a.vfs, created.opened.handle).await;
+    assert_eq!(a.rpc_count("directory.setattr"), asked);
+    let attr = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr;
+    assert_eq!((attr.mode, attr.uid, attr.gid, attr.size), (0o4711, 7, 8, 3));
+    a.vfs.setattr(&root(), nodeid, None, rights(Some(0o600), None, None)).await.unwrap();
+    assert_eq!(a.rpc_count("directory.setattr"), asked + 1, "a stored file is changed at once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_the_first_commit_is_known_to_the_servers_before_another_opens_it() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, Some(created.opened.handle));
+    a.vfs.setattr(&root(), nodeid, handle, rights(Some(0o600), Some(7), None)).await.unwrap();
+    let identity = Identity { uid: 7, gid: 7, groups: vec![] };
+    let owner = Caller { identity, pid: 0 };
+    let opened = a.vfs.open(&owner, nodeid, READ).await.expect("it is theirs by now");
+    a.vfs.release(opened.handle).await.unwrap();
+    let identity = Identity { uid: 9, gid: 9, groups: vec![] };
+    let refused = a.vfs.open(&Caller { identity, pid: 0 }, nodeid, READ).await;
+    assert!(matches!(refused, Err(Error::Fs(FsError::AccessDenied))));
+    close(&a.vfs, created.opened.handle).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_its_maker_may_not_set_on_a_new_file_is_refused_at_once() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let identity = Identity { uid: 7, gid: 7, groups: vec![8] };
+    let maker = Caller { identity, pid: 0 };
+    a.vfs.setattr(&root(), ROOT, None, rights(Some(0o777), None, None)).await.unwrap();
+    let how = CreateHow { mode: 0o644, exclusive: true, open: WRITE };
+    let created = a.vfs.create(&maker, at(ROOT, "file"), how).await.unwrap();
+    let (nodeid, handle) = (created.entry.nodeid, Some(created.opened.handle));
+    for change in [rights(None, Some(0), None), rights(None, None, Some(9))] {
+        let refused = a.vfs.setattr(&maker, nodeid, handle, change).await;
+        assert!(matches!(refused, Err(Error::Fs(FsError::NotPermitted))), "{refused:?}");
+    }
+    a.vfs.setattr(&maker, nodeid, handle, rights(Some(0o640), None, Some(8))).await.unwrap();
+    close(&a.vfs, created.opened.handle).await;
+    let attr = a.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr;
+    assert_eq!((attr.mode, attr.uid, attr.gid), (0o640, 7, 8));
+}

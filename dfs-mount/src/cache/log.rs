@@ -19,7 +19,7 @@ use dfs_proto::codec::{self, CODEC_BYTES_MAX};
 use super::record::Record;
 
 /// First bytes of the file; another format gets another line.
-const HEADER: &[u8] = b"dfs cache log 1\n";
+const HEADER: &[u8] = b"dfs cache log 2\n";
 
 const PREFIX_BYTES: usize = 4 + CHECKSUM_BYTES;
 const CHECKSUM_BYTES: usize = 8;
@@ -284,8 +284,8 @@ mod tests {
     fn another_format_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        std::fs::write(&path, b"dfs cache log 2\nwhatever").unwrap();
+        std::fs::write(&path, b"dfs cache log 3\nwhatever").unwrap();
         assert_eq!(Log::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert_eq!(std::fs::read(&path).unwrap(), b"dfs cache log 2\nwhatever");
+        assert_eq!(std::fs::read(&path).unwrap(), b"dfs cache log 3\nwhatever");
     }
 }

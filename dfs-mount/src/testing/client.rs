@@ -110,6 +110,7 @@ impl TestClient {
             placement: reply.open.placement,
             origin: Origin { hint: name.to_string(), caller: None },
             is_dirty: false,
+            is_new: true,
         };
         self.writeback.begin(&intent, begin).await
     }
@@ -134,6 +135,7 @@ impl TestClient {
             placement: reply.placement,
             origin: Origin { hint: fid.to_string(), caller: None },
             is_dirty: false,
+            is_new: false,
         };
         self.writeback.begin(&intent, begin).await
     }

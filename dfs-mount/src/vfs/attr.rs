@@ -9,11 +9,13 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use dfs_proto::admin::Role;
 use dfs_proto::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
+use dfs_proto::credential::Identity;
 use dfs_proto::directory::{AttrReply, ChangeAttr, Durability, GetAttr};
 use dfs_proto::error::FsError;
 
-use super::node::Node;
+use super::node::{First, Node};
 use super::open::OpenHow;
 use super::{Caller, Entry, Error, Vfs};
 use crate::cache::CacheFile;
@@ -140,6 +142,9 @@ impl Vfs {
             return self.clear_set_id(caller, &node).await;
         }
         self.keep_times_for_commit(caller, &node, &mut set)?;
+        if !self.keep_first_for_commit(caller, &node, &mut set)? {
+            self.send_first(&node).await;
+        }
         if set.is_empty() {
             return self.getattr(caller, nodeid, None).await;
         }
@@ -180,6 +185,70 @@ impl Vfs {
         working.mark_dirty();
         (set.atime, set.mtime) = (None, None);
         Ok(())
+    }
+
+    /// Owner and mode set on a file that was made here and is not committed yet travel with its
+    /// first commit. Only where it is certain that the server would do the same: its maker sets
+    /// them, whom the server took for whom they are, and no set-id bits are touched on the way.
+    ///
+    /// False if something is to be set that cannot travel.
+    fn keep_first_for_commit(
+        &self,
+        caller: &Caller,
+        node: &Node,
+        set: &mut SetAttr,
+    ) -> Result<bool, Error> {
+        let SetAttr { mode, uid, gid, .. } = *set;
+        if mode.is_none() && uid.is_none() && gid.is_none() {
+            return Ok(true);
+        }
+        let Some(working) = self.working(node).filter(Working::is_new) else { return Ok(false) };
+        let mut state = node.state();
+        let Some(attr) = state.attr().cloned() else { return Ok(false) };
+        let is_makers = working.writer_count() > 0
+            && working.caller() == Some(&caller.identity)
+            && attr.uid == caller.identity.uid;
+        let is_dirty = working.is_dirty();
+        let Some(open) = state.open_mut() else { return Ok(false) };
+        let file = working.file();
+        if !is_makers || !Arc::ptr_eq(&open.file, file) {
+            return Ok(false);
+        }
+        let Some(first) = with(open.pending.first, &attr, set, &caller.identity) else {
+            return Ok(false);
+        };
+        if !is_dirty {
+            // The cache file's own time means nothing before something was written.
+            set_file_times(file, None, Some(SetTime::At(attr.mtime)))?;
+        }
+        open.pending.first = first;
+        drop(state);
+        working.mark_dirty();
+        (set.mode, set.uid, set.gid) = (None, None, None);
+        Ok(true)
+    }
+
+    /// Tells the server what was to travel with the first commit: before somebody else asks for
+    /// what depends on it. If that fails, it goes on waiting.
+    pub(super) async fn send_first(&self, node: &Node) {
+        let pending = node.state().open().map(|open| open.pending.first).unwrap_or_default();
+        if pending.is_empty() {
+            return;
+        }
+        let Some(working) = self.working(node) else { return };
+        let First { mode, uid, gid } = pending;
+        let set = SetAttr { mode, uid, gid, ..SetAttr::default() };
+        let request = ChangeAttr { fid: node.fid, set };
+        match self.session().call(Role::Directory, working.caller(), &request).await {
+            Ok(AttrReply { attr, sequence }) => {
+                let mut state = node.state();
+                state.learn(attr, sequence);
+                if let Some(open) = state.open_mut().filter(|open| open.pending.first == pending) {
+                    open.pending.first = First::default();
+                }
+            }
+            Err(error) => tracing::debug!(fid = %node.fid, %error, "owner and mode wait"),
+        }
     }
 
     /// Sets a file's length: through a handle on its working copy, else as an open for writing, a
@@ -223,8 +292,10 @@ impl Vfs {
     pub(super) fn note_set_id_cleared(&self, node: &Node) {
         let mut state = node.state();
         let has_bits = state.attr().is_some_and(|attr| attr.mode & SET_ID_BITS != 0);
-        if has_bits && let Some(open) = state.open_mut() {
-            open.pending.clear_set_id = true;
+        if let Some(open) = state.open_mut() {
+            open.pending.clear_set_id |= has_bits;
+            let first = &mut open.pending.first;
+            first.mode = first.mode.map(|mode| mode & !SET_ID_BITS);
         }
     }
 }
@@ -236,6 +307,22 @@ fn attr_of_removed(node: &Node) -> Result<Attr, Error> {
     Ok(Attr { nlink: 0, ..attr })
 }
 
+/// `first` with `set` on top; `None` if the server may see it otherwise.
+fn with(first: First, attr: &Attr, set: &SetAttr, who: &Identity) -> Option<First> {
+    let mut now = attr.clone();
+    first.apply(&mut now);
+    let SetAttr { mode, uid, gid, .. } = *set;
+    let is_owner_changed = uid.is_some() || gid.is_some();
+    let has_set_id = now.mode & SET_ID_BITS != 0;
+    let is_allowed = who.is_root()
+        || uid.is_none_or(|uid| uid == now.uid) && gid.is_none_or(|gid| who.is_in_group(gid));
+    let sets_id = mode.is_some_and(|mode| mode & SET_ID_BITS != 0);
+    if is_owner_changed && has_set_id || !is_allowed || sets_id && !who.is_root() {
+        return None;
+    }
+    Some(First { mode: mode.or(first.mode), uid: uid.or(first.uid), gid: gid.or(first.gid) })
+}
+
 /// `attr` with what was changed here and not committed.
 fn overlaid(node: &Node, mut attr: Attr, live: &Working) -> Attr {
     let pending = node.state().open().map(|open| open.pending).unwrap_or_default();
@@ -245,6 +332,7 @@ fn overlaid(node: &Node, mut attr: Attr, live: &Working) -> Attr {
     if let Some(atime) = pending.atime {
         attr.atime = atime;
     }
+    pending.first.apply(&mut attr);
     if live.is_dirty()
         && let Ok(metadata) = live.file().file().metadata()
     {

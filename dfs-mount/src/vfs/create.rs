@@ -50,7 +50,11 @@ impl Vfs {
         // What was just made is empty already.
         let truncate = open.truncate && !answer.created;
         let how = OpenHow { truncate, ..open };
-        let opening = Opening { caller, node: &node, how, reply: &reply, asked_at, walk: None };
+        if !answer.created {
+            self.send_first(&node).await;
+        }
+        let (reply, is_new) = (&reply, answer.created);
+        let opening = Opening { caller, node: &node, how, reply, asked_at, walk: None, is_new };
         let opened = self.open_as_answered(opening, &creating).await?;
         known.keep();
         Ok(Created { entry, opened })

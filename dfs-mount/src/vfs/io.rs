@@ -6,13 +6,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dfs_proto::directory::{CommitAttr, Durability, Fsync};
+use dfs_proto::directory::{CommitAttr, Durability, FirstAttr, Fsync};
 use dfs_proto::error::FsError;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::attr::mtime_of;
-use super::node::{Node, Pending};
+use super::node::{First, Node, Pending};
 use super::{Caller, Error, Vfs};
 use crate::cache::CacheFile;
 use crate::writeback::{Commit, Working};
@@ -197,8 +197,8 @@ impl Vfs {
         let metadata = working.file().file().metadata();
         let mtime = mtime_of(&metadata.map_err(Error::local("look up a cache file's times"))?);
         let pending = node.state().open().map(|open| open.pending).unwrap_or_default();
-        let Pending { atime, clear_set_id, .. } = pending;
-        let attr = CommitAttr { mtime, atime, clear_set_id };
+        let Pending { atime, clear_set_id, first } = pending;
+        let attr = CommitAttr { mtime, atime, clear_set_id, first: first_attr(first, working) };
         let commit = self.writeback().commit(working, attr, durability).await?;
         let mut state = node.state();
         if let Some(open) = state.open_mut() {
@@ -206,6 +206,9 @@ impl Vfs {
                 open.pending.atime = None;
             }
             open.pending.clear_set_id &= !clear_set_id;
+            if open.pending.first == first {
+                open.pending.first = First::default();
+            }
         }
         Ok(match commit {
             Commit::Stored { version, attr } => {
@@ -216,6 +219,12 @@ impl Vfs {
             Commit::Vanished => Done::Vanished,
         })
     }
+}
+
+fn first_attr(first: First, working: &Working) -> Option<Box<FirstAttr>> {
+    let First { mode, uid, gid } = first;
+    let by = working.caller().cloned();
+    (!first.is_empty()).then(|| Box::new(FirstAttr { by, mode, uid, gid }))
 }
 
 /// What a commit came to.

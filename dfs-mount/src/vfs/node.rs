@@ -93,6 +93,29 @@ pub(crate) struct Pending {
     pub(crate) atime: Option<Timestamp>,
     /// A write took the set-user-id and set-group-id bits away.
     pub(crate) clear_set_id: bool,
+    /// Set on a file that was made here and is not committed yet.
+    pub(crate) first: First,
+}
+
+/// Owner and mode of a new file that the server does not know yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct First {
+    pub(crate) mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+}
+
+impl First {
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == First::default()
+    }
+
+    /// `attr` with what is set here.
+    pub(crate) fn apply(&self, attr: &mut Attr) {
+        attr.mode = self.mode.unwrap_or(attr.mode);
+        attr.uid = self.uid.unwrap_or(attr.uid);
+        attr.gid = self.gid.unwrap_or(attr.gid);
+    }
 }
 
 /// Why a handle could not be added to a node.

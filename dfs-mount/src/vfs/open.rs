@@ -75,6 +75,7 @@ impl Vfs {
     /// version that is not the current one, or is gone; those of fetching.
     pub async fn open(&self, caller: &Caller, nodeid: u64, how: OpenHow) -> Result<Opened, Error> {
         let node = self.node(nodeid)?;
+        self.send_first(&node).await;
         let walk = node.walks.end(caller.pid, self.clock().boottime());
         let opened = if how.write {
             self.open_write(caller, node.clone(), how).await
@@ -109,7 +110,8 @@ impl Vfs {
             let asked_at = self.clock().boottime();
             let reply = self.ask(caller, &request).await?;
             let how = OpenHow { read: true, ..OpenHow::default() };
-            let opening = Opening { caller, node, how, reply: &reply, asked_at, walk };
+            let reply = &reply;
+            let opening = Opening { caller, node, how, reply, asked_at, walk, is_new: false };
             if let Some(opened) = self.read_as_answered(opening, held.clean).await? {
                 return Ok(opened);
             }
@@ -188,8 +190,8 @@ impl Vfs {
             let session = self.session();
             let asked_at = self.clock().boottime();
             let reply = session.call_waiting(Role::Directory, identity, &request, wait).await?;
-            let walk = None;
-            let opening = Opening { caller, node: &node, how, reply: &reply, asked_at, walk };
+            let (node, reply) = (&node, &reply);
+            let opening = Opening { caller, node, how, reply, asked_at, walk: None, is_new: false };
             if let Some(opened) = self.write_as_answered(opening, &intent, held.clean).await? {
                 return Ok(opened);
             }
@@ -309,6 +311,7 @@ impl Vfs {
                 caller: Some(caller.identity.clone()),
             },
             is_dirty: base.is_dirty,
+            is_new: opening.is_new,
         };
         let working = self.writeback().begin(intent, begin).await?;
         if how.truncate
@@ -383,6 +386,8 @@ pub(super) struct Opening<'a> {
     /// When the question was sent. On `Clock::boottime`.
     pub(super) asked_at: Duration,
     pub(super) walk: Option<Walk>,
+    /// The open made the file.
+    pub(super) is_new: bool,
 }
 
 impl Opening<'_> {

@@ -55,10 +55,14 @@ impl Writeback {
         &self,
         copy: &Arc<Copy>,
         right: &mut Right,
-        attr: CommitAttr,
+        mut attr: CommitAttr,
         durability: Durability,
     ) -> Result<Commit, ContentError> {
         let standing = copy.facts().standing.clone();
+        if let Standing::Unsent(unsent) = &standing {
+            // What was set before the first commit is owed until there is one.
+            attr.first = attr.first.or_else(|| unsent.attr.first.clone());
+        }
         match standing {
             Standing::Vanished => return Ok(Commit::Vanished),
             Standing::Conflict(conflict) => return Err(conflict.into()),
@@ -224,6 +228,7 @@ impl Writeback {
         let has_writers = {
             let mut facts = copy.facts();
             facts.base = content.clone();
+            facts.is_new = false;
             facts.committed = mark;
             facts.standing = Standing::Sound;
             facts.writer_count > 0

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use dfs_proto::FsError;
 use dfs_proto::attr::Timestamp;
+use dfs_proto::credential::Identity;
 use dfs_proto::directory::{CommitAttr, Durability, Placement, WriteGrant};
 use dfs_proto::id::{FileId, OpId};
 use dfs_proto::manifest::Manifest;
@@ -44,6 +45,8 @@ pub(super) struct Copy {
 #[derive(Debug)]
 pub(super) struct Facts {
     pub base: Content,
+    /// Made here, and never committed.
+    pub is_new: bool,
     pub writer_count: u32,
     /// The mark that `base` has.
     pub committed: Mark,
@@ -117,7 +120,13 @@ pub(super) struct Pending {
 impl Copy {
     pub fn new(cache: Cache, file: Arc<CacheFile>, origin: Origin, base: Content) -> Copy {
         let mark = Mark { changes: 0, stamp: file.stamp().ok() };
-        let facts = Facts { base, writer_count: 0, committed: mark, standing: Standing::Sound };
+        let facts = Facts {
+            base,
+            is_new: false,
+            writer_count: 0,
+            committed: mark,
+            standing: Standing::Sound,
+        };
         Copy {
             file,
             cache,
@@ -230,6 +239,16 @@ impl Working {
     pub fn is_dirty(&self) -> bool {
         let is_unsent = self.copy.facts().unsent().is_some();
         is_unsent || self.copy.is_dirty()
+    }
+
+    /// Whether it was made here and never committed.
+    pub fn is_new(&self) -> bool {
+        self.copy.facts().is_new
+    }
+
+    /// The local user who opened it first.
+    pub fn caller(&self) -> Option<&Identity> {
+        self.copy.origin.caller.as_ref()
     }
 
     pub fn writer_count(&self) -> u32 {

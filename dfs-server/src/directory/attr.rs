@@ -39,6 +39,18 @@ pub fn change(
     Ok(AttrReply { attr, sequence: txn.sequence() })
 }
 
+/// Owner and mode of a new file, as its maker set them before its first commit. What may not be set
+/// stays as it is.
+pub fn change_first(changed: &mut InodeRow, set: &SetAttr, who: &Identity) {
+    let before = changed.clone();
+    let mut wanted = changed.clone();
+    let is_done = change_owner(&before, &mut wanted, set, who)
+        .and_then(|()| change_mode(&before, &mut wanted, set, who));
+    if is_done.is_ok() {
+        *changed = wanted;
+    }
+}
+
 /// Only root gives files away; owners may choose among their own groups.
 fn change_owner(
     row: &InodeRow,

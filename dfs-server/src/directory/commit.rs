@@ -8,8 +8,9 @@
 use std::collections::HashSet;
 
 use dfs_proto::FsError;
-use dfs_proto::attr::Timestamp;
+use dfs_proto::attr::{SetAttr, Timestamp};
 use dfs_proto::chunk::ChunkHash;
+use dfs_proto::credential::Identity;
 use dfs_proto::directory::CommitAttr;
 use dfs_proto::id::{FileId, NodeId};
 use dfs_proto::limits::CHUNKS_PER_REQUEST_MAX;
@@ -17,6 +18,7 @@ use dfs_proto::manifest::Manifest;
 use dfs_proto::version::{DataVersion, FencingToken, Sequence};
 use serde::{Deserialize, Serialize};
 
+use super::attr;
 use super::permission;
 use super::rows::{self, InodeRow, ManifestRow, manifest_key};
 use crate::meta::{Abort, Txn};
@@ -29,6 +31,8 @@ pub struct NewContent {
     pub token: FencingToken,
     pub manifest: Manifest,
     pub attr: CommitAttr,
+    /// What `attr.first` asks for, and who asks.
+    pub first: Option<(SetAttr, Identity)>,
     /// Chunks that every node in `held_by` has stored for this file.
     pub stored: HashSet<ChunkHash>,
     pub held_by: Vec<NodeId>,
@@ -65,6 +69,9 @@ pub fn commit(txn: &mut Txn, new: &NewContent) -> Result<Committed, Abort> {
     changed.ctime = new.now;
     if new.attr.clear_set_id || row.has_foreign_writer {
         changed.mode = permission::without_set_id(&row);
+    }
+    if let Some((set, who)) = &new.first {
+        attr::change_first(&mut changed, set, who);
     }
     changed.lagging = lagging(&row, new);
     rows::touch_parents(txn, new.fid.volume, &changed)?;

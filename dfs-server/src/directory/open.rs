@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use dfs_proto::FsError;
-use dfs_proto::attr::FileKind;
+use dfs_proto::attr::{FileKind, SetAttr};
 use dfs_proto::capability::{
     CapabilityFault, CommitIntent, ReadRight, WriteCapability, WriteRight,
 };
@@ -12,11 +12,11 @@ use dfs_proto::chunk::ChunkHash;
 use dfs_proto::codec;
 use dfs_proto::credential::Identity;
 use dfs_proto::directory::{
-    Change, Commit, CommitReply, Create, CreateReply, LockWait, Open, OpenAccess, OpenReply,
-    RenewWrite, WriteGrant, Yield,
+    Change, Commit, CommitAttr, CommitReply, Create, CreateReply, FirstAttr, LockWait, Open,
+    OpenAccess, OpenReply, RenewWrite, WriteGrant, Yield,
 };
 use dfs_proto::id::{FileId, NodeId, SessionId};
-use dfs_proto::limits::{CAPABILITY_LIFETIME, HEAD_BYTES_MAX};
+use dfs_proto::limits::{CAPABILITY_LIFETIME, GROUP_COUNT_MAX, HEAD_BYTES_MAX};
 use dfs_proto::lock::{Grant, Release};
 use dfs_proto::manifest::Manifest;
 use dfs_proto::rpc::Envelope;
@@ -332,6 +332,7 @@ impl Directory {
             base: right.base,
             token,
             manifest: change.manifest.parse()?,
+            first: self.first(session, &change.attr)?,
             attr: change.attr,
             stored: stored.into_iter().collect::<HashSet<ChunkHash>>(),
             held_by,
@@ -351,6 +352,21 @@ impl Directory {
         };
         let capability = self.capability_key.seal_write(right);
         Ok(CommitReply { attr: done.attr, capability, sequence: done.sequence })
+    }
+
+    /// What a change asks for beside content and times, and as whom.
+    fn first(
+        &self,
+        session: SessionId,
+        attr: &CommitAttr,
+    ) -> Result<Option<(SetAttr, Identity)>, FsError> {
+        let Some(first) = attr.first.as_deref() else { return Ok(None) };
+        let FirstAttr { by, mode, uid, gid } = first;
+        if by.as_ref().is_some_and(|by| by.groups.len() > GROUP_COUNT_MAX) {
+            return Err(FsError::invalid("number of the caller's groups"));
+        }
+        let set = SetAttr { mode: *mode, uid: *uid, gid: *gid, ..SetAttr::default() };
+        Ok(Some((set, self.sessions.identity(session, by.as_ref())?)))
     }
 
     /// Checks that the directory granted the right and the client wants the change.

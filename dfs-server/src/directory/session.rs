@@ -72,7 +72,7 @@ impl Directory {
         }
         let epoch = self.volume_named(&request.volume)?.store.epoch();
         let volume = self.open_volume(OpenVolume { name: request.volume }).await?;
-        let key = self.sessions.open(id, context.user(), &request.host, random_key()?)?;
+        let key = self.sessions.open(id, &context.peer, &request.host, random_key()?)?;
         Ok(SessionReply { volume, key, lease_ms: lease_ms(), epoch })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dfs_proto::FsError;
 use dfs_proto::attr::Timestamp;
-use dfs_proto::credential::{Identity, NOBODY, Ticket, TicketHolder};
+use dfs_proto::credential::{Ticket, TicketHolder};
 use dfs_proto::limits::{DEADLINE_MAX, GROUP_COUNT_MAX, TICKET_BYTES_MAX};
 use dfs_proto::rpc::{Access, Envelope};
 
@@ -40,10 +40,7 @@ impl Gate {
             Channel::Local => None,
         };
         let peer = self.identify(channel, &envelope, access)?;
-        let identity = match &peer {
-            Peer::User(holder) => holder.identity(envelope.caller.as_ref()),
-            _ => Identity { uid: NOBODY, gid: NOBODY, groups: Vec::new() },
-        };
+        let identity = peer.identity(envelope.caller.as_ref());
         let wait = Duration::from_millis(u64::from(envelope.deadline_ms)).min(DEADLINE_MAX);
         Ok(Context {
             peer,

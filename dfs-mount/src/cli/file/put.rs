@@ -264,6 +264,7 @@ impl Tree<'_> {
         let base_manifest = opened.manifest.clone().unwrap_or_default().parse()?;
         let nanos = u32::try_from(found.mtime_nsec()).unwrap_or(0);
         let attr = CommitAttr {
+            first: None,
             mtime: Timestamp::new(found.mtime(), nanos),
             atime: None,
             clear_set_id: true,

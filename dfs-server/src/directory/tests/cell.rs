@@ -341,7 +341,7 @@ impl User {
 
     /// What the client sends to the primary: `manifest` on top of what `capability` is for.
     pub fn change(&self, capability: &WriteCapability, manifest: Manifest) -> Change {
-        let attr = CommitAttr { mtime: Timestamp::new(77, 7), atime: None, clear_set_id: false };
+        let attr = CommitAttr { mtime: Timestamp::new(77, 7), ..CommitAttr::default() };
         let op = self.op(self.next_number());
         let mut change = Change {
             op,

@@ -10,7 +10,7 @@ use dfs_proto::chunk::ChunkHash;
 use dfs_proto::clock::Clock;
 use dfs_proto::credential::Identity;
 use dfs_proto::directory::{
-    Commit, CommitReply, Durability, Open, OpenAccess, OutcomeReply, RenewWrite,
+    Commit, CommitReply, Durability, FirstAttr, Open, OpenAccess, OutcomeReply, RenewWrite,
 };
 use dfs_proto::id::{FileId, NodeId};
 use dfs_proto::limits::{CAPABILITY_LIFETIME, SESSION_LEASE};
@@ -374,4 +374,42 @@ async fn a_version_that_the_client_has_is_not_sent_again() {
     };
     assert_eq!(open(reply.attr.data_version).await, None);
     assert_eq!(open(capability.right.base).await, Some(manifest(&[b"x"])));
+}
+
+/// Commits `content` with what its maker has set before.
+async fn store_first(
+    user: &User,
+    capability: &WriteCapability,
+    first: FirstAttr,
+) -> Result<CommitReply, FsError> {
+    let manifest = manifest(&[b"x"]);
+    let stored = hashes(&manifest);
+    let mut change = user.change(capability, manifest);
+    change.attr.first = Some(Box::new(first));
+    user.seal(&mut change);
+    user.cell.commit(change, stored, &[ONE, TWO]).await
+}
+
+#[tokio::test]
+async fn owner_and_mode_of_a_new_file_come_with_its_first_commit() {
+    let cell = Cell::new().await;
+    let root = cell.user_as(1, Identity::ROOT).await;
+    let made = root.create(cell.root, "f", true).await.unwrap();
+    let capability = made.open.write.unwrap().capability;
+    let by = Some(Identity::ROOT);
+    let first = FirstAttr { by, mode: Some(0o4751), uid: Some(7), gid: Some(8) };
+    let attr = store_first(&root, &capability, first).await.unwrap().attr;
+    assert_eq!((attr.mode, attr.uid, attr.gid), (0o4751, 7, 8));
+    assert_eq!((attr.size, attr.nlink), (1, 1));
+    check(&cell).await;
+}
+
+#[tokio::test]
+async fn what_its_maker_may_not_set_does_not_keep_a_file_from_being_stored() {
+    let (cell, ann, capability) = opened().await;
+    let by = Some(Identity { uid: 1000, gid: 1000, groups: vec![] });
+    let first = FirstAttr { by, mode: Some(0o600), uid: Some(0), gid: None };
+    let attr = store_first(&ann, &capability, first).await.unwrap().attr;
+    assert_eq!((attr.mode, attr.uid, attr.size), (0o644, 1000, 1), "all of it or nothing");
+    check(&cell).await;
 }
