@@ -189,10 +189,11 @@ impl Directory {
         name: Name,
         kind: (FileKind, u32, Details),
     ) -> Result<EntryReply, FsError> {
-        let fid = self.volume_of(parent)?.reserve_inode();
+        let volume = self.volume_of(parent)?;
+        let (fid, has_room) = (volume.reserve_inode(), volume.store.has_room());
         let (who, now) = (context.identity.clone(), self.clock.wall());
         let (kind, mode, details) = kind;
-        let new = NewEntry { parent, name, fid, kind, mode, who, now, details };
+        let new = NewEntry { parent, name, fid, kind, mode, who, now, details, has_room };
         self.mutate(context, parent.volume, move |txn| create::make(txn, &new)).await
     }
 
@@ -232,7 +233,8 @@ impl Directory {
             return Err(FsError::CrossVolume);
         }
         let (who, now) = (context.identity.clone(), self.clock.wall());
-        let new = NewLink { fid, parent, name, who, now };
+        let has_room = self.volume_of(parent)?.store.has_room();
+        let new = NewLink { fid, parent, name, who, now, has_room };
         self.mutate(&context, parent.volume, move |txn| create::link(txn, &new)).await
     }
 

@@ -117,6 +117,11 @@ pub trait Engine: Send + Sync + fmt::Debug + 'static {
     ///
     /// The epoch, and all batches before it, survive power loss before this returns.
     fn claim(&self, space: Space, holder: NodeId) -> Result<Epoch, EngineError>;
+
+    /// Whether there is space for more rows, beside what taking rows away and changing them needs.
+    fn has_room(&self) -> bool {
+        true
+    }
 }
 
 /// A key and its encoded row.

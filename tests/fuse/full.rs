@@ -128,6 +128,20 @@ fn a_full_disk_refuses_content_and_nothing_else() {
     server.resume();
     check(&other, &acknowledged);
 
+    // Others take what chunks leave to the metadata: then nothing new is made, not even a name.
+    let script = "free=$(($(stat -f -c '%a * %S' .) >> 20)); fallocate -l $((free - 9))M others";
+    shell(&disk.dir, script);
+    let refused = fs::create_dir(mount.at("new")).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(Errno::ENOSPC as i32));
+    let (name, _) = acknowledged.pop_first().unwrap();
+    fs::remove_file(mount.at(&name)).unwrap();
+    server.kill_9();
+    server.resume();
+    let (name, _) = acknowledged.pop_first().unwrap();
+    eventually("names can be removed", || fs::remove_file(mount.at(&name)).ok());
+    fs::remove_file(disk.dir.join("others")).unwrap();
+    fs::create_dir(mount.at("new")).unwrap();
+
     let outbox = || a.ask(&["outbox", "list", "--json", mount.dir.to_str().unwrap()]);
     assert!(outbox().contains("late"), "{}", outbox());
     fs::remove_file(disk.dir.join("ballast")).unwrap();

@@ -184,6 +184,7 @@ fn rights(mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Change {
     Change { set: SetAttr { mode, uid, gid, ..SetAttr::default() }, size: None }
 }
 
+/// W11 of SEMANTICS.md.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn owner_and_mode_of_a_new_file_travel_with_its_first_commit() {
     let cell = Cell::start().await;

@@ -26,6 +26,8 @@ pub struct NewEntry {
     pub who: Identity,
     pub now: Timestamp,
     pub details: Details,
+    /// Whether the metadata's disk has space for something new.
+    pub has_room: bool,
 }
 
 /// What only some kinds have.
@@ -42,7 +44,7 @@ pub struct Details {
 /// Makes an inode with one name.
 ///
 /// # Errors
-/// `Exists`, `AccessDenied`, `NotDirectory`, `Stale`.
+/// `Exists`, `AccessDenied`, `NotDirectory`, `NoSpace`, `Stale`.
 pub fn make(txn: &mut Txn, new: &NewEntry) -> Result<EntryReply, Abort> {
     let dir = rows::directory(txn, new.parent)?;
     permission::check(&dir, &new.who, permission::EXECUTE)?;
@@ -51,6 +53,7 @@ pub fn make(txn: &mut Txn, new: &NewEntry) -> Result<EntryReply, Abort> {
         return Err(FsError::Exists.into());
     }
     permission::check_change_entries(&dir, &new.who)?;
+    check_room(new.has_room)?;
     let is_dir = new.kind == FileKind::Directory;
     let (gid, mode) = permission::inherit(&dir, &new.who, new.kind, new.mode);
     let row = InodeRow {
@@ -97,6 +100,13 @@ pub struct NewLink {
     pub name: Name,
     pub who: Identity,
     pub now: Timestamp,
+    /// As in [`NewEntry`].
+    pub has_room: bool,
+}
+
+fn check_room(has_room: bool) -> Result<(), FsError> {
+    let what = || "the metadata's disk is nearly full: remove something, or enlarge it".to_owned();
+    if has_room { Ok(()) } else { Err(FsError::NoSpace { what: what() }) }
 }
 
 /// Gives an inode another name.
@@ -112,6 +122,7 @@ pub fn link(txn: &mut Txn, new: &NewLink) -> Result<EntryReply, Abort> {
         return Err(FsError::Exists.into());
     }
     permission::check_change_entries(&dir, &new.who)?;
+    check_room(new.has_room)?;
     if row.is_dir() {
         return Err(FsError::NotPermitted.into());
     }

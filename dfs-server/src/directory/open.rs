@@ -191,6 +191,7 @@ impl Directory {
             who: context.identity.clone(),
             now: self.clock.wall(),
             details,
+            has_room: self.volume(volume)?.store.has_room(),
         };
         let made = self.make_or_find(&context, new, request.exclusive).await;
         let is_ours = made.as_ref().is_ok_and(|made| made.fid == fid);

@@ -48,6 +48,7 @@ struct Orders {
     /// Numbers of commits that fail.
     failing: Vec<(u64, Moment)>,
     reads_fail: bool,
+    is_full: bool,
     hold: Option<Moment>,
     is_holding: bool,
 }
@@ -108,6 +109,11 @@ impl Faults {
     /// Whether loads and scans fail.
     pub fn fail_reads(&self, fail: bool) {
         self.orders().reads_fail = fail;
+    }
+
+    /// Whether there is no space for anything new.
+    pub fn set_full(&self, is_full: bool) {
+        self.orders().is_full = is_full;
     }
 
     /// Makes commits stop at `moment` until the returned value is dropped.
@@ -179,5 +185,9 @@ impl Engine for FaultyEngine {
 
     fn claim(&self, space: Space, holder: NodeId) -> Result<Epoch, EngineError> {
         self.inner.claim(space, holder)
+    }
+
+    fn has_room(&self) -> bool {
+        !self.faults.orders().is_full && self.inner.has_room()
     }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use dfs_proto::id::NodeId;
 use dfs_proto::version::Epoch;
+use nix::sys::statvfs::statvfs;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction};
 use rusqlite::{TransactionBehavior, params};
 
@@ -75,6 +76,15 @@ struct Writer {
     connection: Connection,
     level: Durability,
 }
+
+/// Free space of the disk below which nothing new is made. Units: bytes.
+///
+/// Why 16 MiB, half of what chunks leave: the log grows to as much before it is moved, and rows are
+/// changed and taken away by writing others.
+const KEPT_BYTES: u64 = 16 << 20;
+
+/// No more than one in so many bytes is kept, however small the disk is.
+const KEPT_PART_OF_SMALL_DISK: u64 = 8;
 
 /// Idle connections; a caller that finds none waits for one.
 #[derive(Debug)]
@@ -176,6 +186,13 @@ impl Engine for SqliteEngine {
             transaction.prepare_cached(PUT)?.execute(params![&key.bytes()[..], row])?;
             Ok(epoch)
         })
+    }
+
+    fn has_room(&self) -> bool {
+        let Some(space) = self.path.parent().and_then(|dir| statvfs(dir).ok()) else { return true };
+        let unit = space.fragment_size();
+        let (total, free) = (unit * space.blocks(), unit * space.blocks_available());
+        free >= KEPT_BYTES.min(total / KEPT_PART_OF_SMALL_DISK)
     }
 }
 

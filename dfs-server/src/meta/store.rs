@@ -87,6 +87,11 @@ impl Store {
         self.shared.epoch
     }
 
+    /// Whether there is space for more rows: to be asked before anything new is made.
+    pub fn has_room(&self) -> bool {
+        self.shared.engine.has_room()
+    }
+
     /// The sequence of the last published commit; of an older epoch before the first of this one.
     pub fn sequence(&self) -> Sequence {
         self.shared.rows.sequence()

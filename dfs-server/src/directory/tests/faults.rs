@@ -201,3 +201,24 @@ async fn users_in_each_others_way_leave_a_sound_tree() {
     check(&cell).await;
     check(&cell.restart().await).await;
 }
+
+#[tokio::test]
+async fn on_a_nearly_full_disk_nothing_new_is_made_and_everything_else_goes_on() {
+    let Faulty { cell, faults, ann, d, e } = Faulty::new().await;
+    let file = ann.lookup(d, "f").await.unwrap().fid;
+    faults.set_full(true);
+    let refused = |error: FsError| assert!(matches!(error, FsError::NoSpace { .. }), "{error}");
+    refused(ann.mkdir(d, "new", 0o755).await.unwrap_err());
+    refused(ann.symlink(d, "new", "target").await.unwrap_err());
+    refused(ann.link(file, d, "new").await.unwrap_err());
+    refused(ann.create(d, "new", true).await.map(drop).unwrap_err());
+    assert_eq!(ann.mkdir(d, "f", 0o755).await, Err(FsError::Exists), "as ever");
+    assert!(!ann.create(d, "f", false).await.unwrap().created, "what is there can be opened");
+    ann.chmod(file, 0o600).await.unwrap();
+    ann.rename((d, "f"), (e, "moved"), RenameRule::Replace).await.unwrap();
+    ann.unlink(e, "moved").await.unwrap();
+    ann.rmdir(cell.root, "d").await.unwrap();
+    faults.set_full(false);
+    ann.mkdir(e, "new", 0o755).await.unwrap();
+    check(&cell).await;
+}
