@@ -50,7 +50,7 @@ fn write_until_over(mount: &Mount<'_>, dir: &str, work: &Work) -> Vec<u64> {
 fn write_and_close(path: &Path, bytes: &[u8]) -> bool {
     use nix::fcntl::OFlag;
     use nix::sys::stat::Mode;
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
     let Ok(file) = nix::fcntl::open(path, flags, Mode::from_bits_truncate(0o644)) else {
         return false;
     };

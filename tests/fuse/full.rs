@@ -39,7 +39,7 @@ impl Drop for Disk {
 
 /// Writes a file and says what close said.
 fn store(path: &Path, bytes: &[u8]) -> nix::Result<()> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
     let file = nix::fcntl::open(path, flags, Mode::from_bits_truncate(0o644))?;
     let mut rest = bytes;
     while !rest.is_empty() {
