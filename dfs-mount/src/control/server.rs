@@ -5,6 +5,7 @@
 //! request must come within [`REQUEST_TIMEOUT`], so nobody can hold the daemon up.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +64,7 @@ impl Progress {
 pub struct ControlSocket {
     listener: UnixListener,
     path: PathBuf,
+    inode: u64,
 }
 
 impl ControlSocket {
@@ -77,16 +79,26 @@ impl ControlSocket {
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        Ok(ControlSocket { listener, path: path.to_owned() })
+        let inode = inode_of(path)?;
+        Ok(ControlSocket { listener, path: path.to_owned(), inode })
     }
 }
 
 impl Drop for ControlSocket {
     fn drop(&mut self) {
+        // The kernel gives a device number away again as soon as the mount is gone: by now the path
+        // may be another daemon's.
+        if inode_of(&self.path).is_ok_and(|inode| inode != self.inode) {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::debug!(path = %self.path.display(), %error, "control socket was gone");
         }
     }
+}
+
+fn inode_of(path: &Path) -> io::Result<u64> {
+    Ok(std::fs::symlink_metadata(path)?.ino())
 }
 
 /// Serves until `end` is cancelled; connections under way are dropped then.
