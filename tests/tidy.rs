@@ -276,6 +276,13 @@ fn the_protocol_document_lists_every_limit() {
     report(&docs::undocumented_limits(&limits, &document("dfs-proto/PROTOCOL.md")));
 }
 
+#[test]
+fn every_promise_of_the_semantics_document_names_its_tests() {
+    let sources = sources();
+    let tests = sources.iter().flat_map(|source| docs::tests(&source.code)).collect();
+    report(&docs::untested_promises(&document("dfs-mount/SEMANTICS.md"), &tests));
+}
+
 const README_LINES_MAX: usize = 250;
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::{Client, Server, attempt, program, run};
 
@@ -279,13 +279,13 @@ fn strangers_that_announce_large_bodies_hold_up_nobody() {
     let head =
         "POST /dfs/auth.login HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 8388608\\r\\n\\r\\nabcd";
     let script = format!(
-        "(printf '{head}'; exec sleep 30) \
+        "(printf '{head}'; exec cat) \
          | exec openssl s_client -quiet -connect {} >/dev/null 2>&1",
         server.address
     );
     let start = |_| {
-        let mut stranger = std::process::Command::new("sh");
-        stranger.args(["-c", &script]).process_group(0).spawn().unwrap()
+        let mut stranger = Command::new("sh");
+        stranger.args(["-c", &script]).stdin(Stdio::piped()).process_group(0).spawn().unwrap()
     };
     let mut strangers: Vec<_> = (0..STRANGERS).map(start).collect();
     let started = std::time::Instant::now();
@@ -295,7 +295,7 @@ fn strangers_that_announce_large_bodies_hold_up_nobody() {
     assert!(started.elapsed() < std::time::Duration::from_secs(25), "{:?}", started.elapsed());
     for stranger in &mut strangers {
         let group = format!("-{}", stranger.id());
-        let _ = std::process::Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         let _ = stranger.wait();
     }
 }

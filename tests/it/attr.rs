@@ -180,6 +180,25 @@ async fn a_file_removed_while_it_is_open_is_read_and_written_until_it_is_closed(
     assert_eq!(a.vfs.counts().1, 0);
 }
 
+/// R4: "Names and attributes are asked of the servers at each look-up."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attributes_that_another_client_changed_are_seen_at_the_next_question() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    let entry = put(&a.vfs, "file", b"abc").await;
+    let thread = |pid| Caller { pid, ..root() };
+    let questions = || a.rpc_count("directory.getattr");
+    let mode = |mode| rights(Some(mode), None, None);
+    for new_mode in [0o600, 0o640] {
+        a.vfs.lookup(&thread(7), at(ROOT, "file")).await.unwrap();
+        let there = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
+        b.vfs.setattr(&root(), there.nodeid, None, mode(new_mode)).await.unwrap();
+        let before = questions();
+        let seen = a.vfs.getattr(&thread(8), entry.nodeid, None).await.unwrap();
+        assert_eq!((seen.attr.mode, questions()), (new_mode, before + 1), "another thread asks");
+    }
+}
+
 fn rights(mode: Option<u32>, uid: Option<u32>, gid: Option<u32>) -> Change {
     Change { set: SetAttr { mode, uid, gid, ..SetAttr::default() }, size: None }
 }

@@ -1,6 +1,6 @@
 //! What documents must say, compared with what the sources say.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::rules::Finding;
 use super::source::{Source, tokens};
@@ -149,6 +149,47 @@ pub fn undocumented_limits(text: &str, document: &str) -> Vec<Finding> {
     found
 }
 
+/// Compares the promises of SEMANTICS.md (`- R1. ...`) with its table of tests (`| R1 | `test` |`),
+/// and that with the names of the functions there are.
+pub fn untested_promises(document: &str, tests: &BTreeSet<&str>) -> Vec<Finding> {
+    let lines = || document.lines().map(str::trim);
+    let promised = lines().filter_map(|line| line.strip_prefix("- ")?.split_once(". "));
+    let promised: Vec<&str> = promised.map(|(id, _)| id).filter(|id| is_promise(id)).collect();
+    let rows = lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" | "));
+    let rows: Vec<(&str, &str)> = rows.filter(|(id, _)| is_promise(id)).collect();
+    let listed: Vec<&str> = rows.iter().map(|(id, _)| *id).collect();
+    let mut found = Vec::new();
+    if promised != listed {
+        found.push(format!("SEMANTICS.md promises {promised:?} and names tests of {listed:?}"));
+    }
+    for (id, cell) in rows {
+        let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() {
+            found.push(format!("SEMANTICS.md: no test of {id}"));
+        }
+        let unknown = names.into_iter().filter(|name| !tests.contains(name));
+        found.extend(unknown.map(|name| format!("SEMANTICS.md, {id}: there is no test `{name}`")));
+    }
+    found
+}
+
+/// The names of the test functions in a source.
+pub fn tests(code: &str) -> Vec<&str> {
+    let attributes = code.split("#[").filter(|rest| {
+        let path = rest.split(['(', ']']).next().unwrap_or("");
+        path == "test" || path.ends_with("::test")
+    });
+    attributes.filter_map(|rest| rest.split_once("fn ")?.1.split('(').next()).collect()
+}
+
+/// A capital letter and a number.
+fn is_promise(id: &str) -> bool {
+    let mut bytes = id.bytes();
+    bytes.next().is_some_and(|first| first.is_ascii_uppercase())
+        && bytes.len() > 0
+        && bytes.all(|byte| byte.is_ascii_digit())
+}
+
 /// Names and values of the public constants of a source.
 pub fn constants(text: &str) -> Vec<(&str, &str)> {
     let lines = text.lines().filter_map(|line| {
@@ -225,6 +266,23 @@ fn a_missing_wrong_or_invented_row_is_found() {
     let limits = "/// Doc.\npub const A_MAX: usize = 4 << 20;\nconst B: u8 = 1;\n";
     assert_eq!(undocumented_limits(limits, "| `A_MAX` | `4 << 20` | x |").len(), 0);
     assert_eq!(undocumented_limits(limits, "| `A_MAX` | `4 << 10` | x |").len(), 1);
+}
+
+#[test]
+fn promises_without_an_existing_test_are_found() {
+    let code = "fn a() {}\n#[test]\nfn it_holds() {}\n#[cfg(test)]\nfn b() {}";
+    let functions = BTreeSet::from_iter(tests(code));
+    assert_eq!(functions, BTreeSet::from(["it_holds"]));
+    let document = |rows: &str| format!("- R1. One.\n  more. And\n- R2. Two.\n\n{rows}\n");
+    let whole = document("| R1 | `it_holds` |\n| R2 | `it_holds`, `it_holds` |");
+    assert!(untested_promises(&whole, &functions).is_empty());
+    for rows in [
+        "| R1 | `it_holds` |",
+        "| R1 | `it_holds` |\n| R2 | |",
+        "| R1 | `it` |\n| R2 | `it_holds` |",
+    ] {
+        assert_eq!(untested_promises(&document(rows), &functions).len(), 1, "{rows}");
+    }
 }
 
 #[test]

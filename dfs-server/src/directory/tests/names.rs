@@ -162,8 +162,17 @@ async fn a_file_id_of_another_generation_is_stale_everywhere() {
     }
     let elsewhere = FileId { volume: VolumeId(9), ..dir };
     assert!(matches!(ann.getattr(elsewhere).await, Err(FsError::UnknownVolume { .. })));
+}
+
+#[tokio::test]
+async fn links_and_renames_between_volumes_are_refused() {
+    let (cell, ann) = cell_and_user().await;
+    let dir = ann.mkdir(cell.root, "d", 0o755).await.unwrap().attr.fid;
+    let elsewhere = FileId { volume: VolumeId(9), ..dir };
     let request = MakeLink { fid: elsewhere, parent: dir, name: name("x") };
     assert_eq!(cell.directory.link(ann.context(), request).await, Err(FsError::CrossVolume));
+    let request = rename((cell.root, "d"), (elsewhere, "d"), RenameRule::Replace);
+    assert_eq!(cell.directory.rename(ann.context(), request).await, Err(FsError::CrossVolume));
 }
 
 #[tokio::test]

@@ -58,13 +58,12 @@ async fn a_node_whose_disk_is_broken_sends_no_sign_of_life() {
     assert!(record.heartbeats.iter().all(|beat| beat.address.node == TWO));
 }
 
-/// Lets everybody go on until all wait for the manual clock: tokio's own is paused, and moves only
-/// when nothing else does.
-async fn settle() {
-    tokio::time::sleep(Duration::from_secs(1)).await;
+/// Returns when the worker has done what there was to do, and waits for its next look.
+async fn next_look(cell: &Cell) {
+    cell.clock.sleeper_until(cell.clock.boottime() + Duration::from_secs(1)).await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn free_space_that_changed_is_told_within_a_second_and_otherwise_nothing_is() {
     let cell = Cell::unheard();
     let shutdown = CancellationToken::new();
@@ -74,23 +73,23 @@ async fn free_space_that_changed_is_told_within_a_second_and_otherwise_nothing_i
         let of_one = record.heartbeats.iter().filter(|beat| beat.address.node == ONE);
         of_one.map(|beat| beat.free_bytes).collect::<Vec<u64>>()
     };
-    settle().await;
+    next_look(&cell).await;
     let [before] = told()[..] else { panic!("one heartbeat at once") };
     cell.put(ONE, &[b"a few bytes are no news"]).await.unwrap();
     cell.clock.advance(Duration::from_secs(1));
-    settle().await;
+    next_look(&cell).await;
     assert_eq!(told(), [before]);
     let chunks = [vec![1; 1 << 20], vec![2; 1 << 20]];
     cell.put(ONE, &[&chunks[0], &chunks[1]]).await.unwrap();
     cell.clock.advance(Duration::from_secs(1));
-    settle().await;
+    next_look(&cell).await;
     let [_, after] = told()[..] else { panic!("{:?}", told()) };
     assert!(after <= before - (2 << 20), "{before}, then {after}");
     cell.clock.advance(Duration::from_secs(2));
-    settle().await;
+    next_look(&cell).await;
     assert_eq!(told().len(), 2);
     cell.clock.advance(Duration::from_secs(1));
-    settle().await;
+    next_look(&cell).await;
     assert_eq!(told().len(), 3, "the ordinary one");
     shutdown.cancel();
     worker.await.unwrap();
