@@ -6,14 +6,14 @@ use dfs_proto::FsError;
 use dfs_proto::attr::{Attr, FileKind};
 use dfs_proto::clock::Clock;
 use dfs_proto::directory::{
-    AttrReply, Lookup, LookupParent, MakeLink, MakeSymlink, ReadLink, StatFs,
+    AttrReply, Lookup, LookupParent, MakeLink, MakeSymlink, ReadLink, RenameRule, StatFs,
 };
 use dfs_proto::id::{FileId, InodeNo, VolumeId};
 use dfs_proto::limits::LINK_COUNT_MAX;
 use dfs_proto::name::Name;
 use dfs_proto::version::Epoch;
 
-use super::cell::{Cell, User, name};
+use super::cell::{Cell, User, name, rename};
 use super::check::check;
 
 async fn cell_and_user() -> (Cell, User) {

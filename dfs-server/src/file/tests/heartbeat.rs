@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use dfs_proto::client::TransportFault;
+use dfs_proto::clock::Clock;
 use dfs_proto::id::NodeId;
 
 use super::super::heartbeat::Heartbeat;
