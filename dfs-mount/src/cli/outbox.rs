@@ -121,7 +121,7 @@ mod tests {
     use super::*;
     use crate::cli::mounts::tests::mount;
     use crate::cli::output::tests::captured;
-    use crate::control::message::OutboxState;
+    use crate::writeback::OutboxState;
 
     #[test]
     fn a_dead_daemon_neither_hides_the_others_nor_is_passed_over() {

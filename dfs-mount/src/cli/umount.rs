@@ -197,7 +197,8 @@ mod tests {
     use super::*;
     use crate::cli::mounts::tests::mount;
     use crate::cli::output::tests::captured;
-    use crate::control::message::{OutboxEntry, OutboxState};
+    use crate::control::message::OutboxEntry;
+    use crate::writeback::OutboxState;
 
     fn entry(state: OutboxState) -> OutboxEntry {
         OutboxEntry {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::writeback::OutboxState;
+
 /// Version of everything in this file. A daemon outlives the program that is installed: a newer
 /// command must be able to tell that it speaks to an older daemon.
 pub const CONTROL_VERSION: u16 = 1;
@@ -48,39 +50,6 @@ pub enum Reply {
 pub struct Unsent {
     pub file_count: u64,
     pub bytes: u64,
-}
-
-/// Why a file's new content is only here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OutboxState {
-    /// On its way.
-    Sending,
-    /// Sending failed; it is tried again.
-    Unsent,
-    /// The server has a newer version; both are kept.
-    Conflict,
-    /// The client ended before the file was closed; kept, and never sent by itself.
-    Interrupted,
-}
-
-impl OutboxState {
-    /// Whether the daemon sends it without being asked. The rest waits for a person.
-    pub fn is_sent_by_itself(self) -> bool {
-        match self {
-            OutboxState::Sending | OutboxState::Unsent => true,
-            OutboxState::Conflict | OutboxState::Interrupted => false,
-        }
-    }
-
-    pub fn word(self) -> &'static str {
-        match self {
-            OutboxState::Sending => "sending",
-            OutboxState::Unsent => "unsent",
-            OutboxState::Conflict => "conflict",
-            OutboxState::Interrupted => "interrupted",
-        }
-    }
 }
 
 /// A file whose new content the servers do not have.

@@ -18,8 +18,8 @@ use crate::cache::record::{Entry, EntryId, State};
 use super::working::{Copy, Standing, Unsent};
 use super::{Inner, Writeback};
 
-/// How a change in the outbox stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+/// How a change in the outbox stands. Commands are told so too: words and states only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutboxState {
     /// On its way.
@@ -30,6 +30,25 @@ pub enum OutboxState {
     Conflict,
     /// The client died while it was open; kept until a person decides.
     Interrupted,
+}
+
+impl OutboxState {
+    /// Whether the daemon sends it without being asked. The rest waits for a person.
+    pub fn is_sent_by_itself(self) -> bool {
+        match self {
+            OutboxState::Sending | OutboxState::Unsent => true,
+            OutboxState::Conflict | OutboxState::Interrupted => false,
+        }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            OutboxState::Sending => "sending",
+            OutboxState::Unsent => "unsent",
+            OutboxState::Conflict => "conflict",
+            OutboxState::Interrupted => "interrupted",
+        }
+    }
 }
 
 /// A change that the servers do not have.

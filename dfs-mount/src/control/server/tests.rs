@@ -1,8 +1,9 @@
 use super::*;
 use crate::control::client::{ControlClient, ControlError};
-use crate::control::message::{OutboxEntry, OutboxState};
+use crate::control::message::OutboxEntry;
 use crate::control::mountinfo::{Device, Mount};
 use crate::control::place;
+use crate::writeback::OutboxState;
 use std::ffi::OsString;
 use std::os::unix::fs::DirBuilderExt;
 

@@ -10,7 +10,7 @@ use crate::config::MountConfig;
 use crate::control::message::{self, CacheStatus, MountStatus, OutboxReport, Unsent};
 use crate::control::server::{Daemon, Progress};
 use crate::vfs::Parts;
-use crate::writeback::{OutboxItem, OutboxState};
+use crate::writeback::OutboxItem;
 
 /// A running mount.
 pub struct Service {
@@ -67,22 +67,13 @@ fn sum(sizes: impl Iterator<Item = u64>) -> Unsent {
     })
 }
 
-fn state(state: OutboxState) -> message::OutboxState {
-    match state {
-        OutboxState::Sending => message::OutboxState::Sending,
-        OutboxState::Unsent => message::OutboxState::Unsent,
-        OutboxState::Conflict => message::OutboxState::Conflict,
-        OutboxState::Interrupted => message::OutboxState::Interrupted,
-    }
-}
-
 fn entry(item: OutboxItem) -> message::OutboxEntry {
     message::OutboxEntry {
         id: item.id.0,
         path: item.hint,
         fid: item.fid.to_string(),
         size_bytes: item.size_bytes,
-        state: state(item.state),
+        state: item.state,
         why: item.why,
         since_secs: item.since.secs,
     }
