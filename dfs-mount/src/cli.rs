@@ -4,6 +4,7 @@
 //! [`output::Output`], and returns a [`failure::Failure`] that says what, why, what to try and with
 //! which exit code. Only `output` prints.
 
+mod account;
 mod admin;
 mod cell;
 mod exit;
@@ -60,6 +61,8 @@ enum Command {
     Logout(CellArgs),
     /// Show as whom the cell sees you
     Whoami(CellArgs),
+    /// Change your password
+    Passwd(PasswdArgs),
     /// List a directory
     Ls(LsArgs),
     /// Write files to standard output
@@ -167,6 +170,15 @@ struct CellArgs {
 }
 
 #[derive(Debug, Args)]
+struct PasswdArgs {
+    /// dfs://HOST:PORT [default: the only cell you are logged in to]
+    url: Option<CellAddress>,
+    /// Read the old and the new one from standard input, a line each, instead of asking
+    #[arg(long)]
+    stdin: bool,
+}
+
+#[derive(Debug, Args)]
 struct PathsArgs {
     /// dfs://HOST:PORT/VOLUME/PATH, or a path inside a mount
     #[arg(required = true, value_name = "FILE")]
@@ -219,9 +231,67 @@ struct StatusArgs {
 
 #[derive(Debug, Subcommand)]
 enum AdminCommand {
+    /// Accounts of the cell
+    #[command(subcommand)]
+    User(UserCommand),
     /// Tokens with which nodes join the cell
     #[command(subcommand)]
     Token(TokenCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Make an account; asks for its password
+    Add(UserAddArgs),
+    /// List the accounts
+    List {
+        /// dfs://HOST:PORT [default: the only cell you are logged in to]
+        #[arg(long)]
+        cell: Option<CellAddress>,
+    },
+    /// Remove an account and end its logins; its files stay
+    Remove {
+        #[command(flatten)]
+        whom: UserArgs,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Give an account another password and end its logins
+    Passwd {
+        #[command(flatten)]
+        whom: UserArgs,
+        /// Read the new one from standard input instead of asking
+        #[arg(long)]
+        stdin: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct UserArgs {
+    /// Name of the account
+    name: String,
+    /// dfs://HOST:PORT [default: the only cell you are logged in to]
+    #[arg(long)]
+    cell: Option<CellAddress>,
+}
+
+#[derive(Debug, Args)]
+struct UserAddArgs {
+    #[command(flatten)]
+    whom: UserArgs,
+    /// Number that its files belong to; also that of its group [default: the next free one]
+    #[arg(long)]
+    uid: Option<u32>,
+    /// Number of another group it is in; may be repeated
+    #[arg(long = "group", value_name = "GID")]
+    groups: Vec<u32>,
+    /// Let it administer the cell
+    #[arg(long)]
+    admin: bool,
+    /// Read its password from standard input instead of asking
+    #[arg(long)]
+    stdin: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -307,6 +377,7 @@ async fn run_async(command: Command, output: &mut Output) -> Result<(), Failure>
         Command::Login(arguments) => login::login(&arguments, output).await,
         Command::Logout(arguments) => login::logout(&arguments, output).await,
         Command::Whoami(arguments) => login::whoami(&arguments, output).await,
+        Command::Passwd(arguments) => account::passwd(&arguments, output).await,
         Command::Ls(arguments) => file::ls(&arguments, output).await,
         Command::Cat(arguments) => file::cat(&arguments.paths, output).await,
         Command::Put(arguments) => file::put(&arguments, output).await,
@@ -316,6 +387,7 @@ async fn run_async(command: Command, output: &mut Output) -> Result<(), Failure>
         Command::Outbox(OutboxCommand::List(arguments)) => outbox::list(&arguments, output).await,
         Command::Outbox(OutboxCommand::Retry(arguments)) => outbox::retry(&arguments, output).await,
         Command::Status(arguments) => status::status(&arguments, output).await,
+        Command::Admin(AdminCommand::User(command)) => account::administer(command, output).await,
         Command::Admin(AdminCommand::Token(TokenCommand::New { roles, cell })) => {
             admin::new_token(roles, cell.as_ref(), output).await
         }

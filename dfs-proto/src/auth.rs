@@ -86,3 +86,53 @@ pub struct AddUser {
     pub is_admin: bool,
 }
 rpc!(AddUser => Identity, "auth.add_user", Admin, mutates);
+
+/// A page of the accounts, in order of names.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Users {
+    /// The last name of the page before; `None` for the first page.
+    pub after: Option<String>,
+}
+
+/// An account, without what proves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserEntry {
+    pub user: String,
+    pub identity: Identity,
+    pub is_admin: bool,
+    /// Units: wall-clock seconds since 1970.
+    pub created_secs: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsersReply {
+    /// Bounds: at most [`crate::limits::USER_PAGE_ENTRIES_MAX`].
+    pub users: Vec<UserEntry>,
+    pub is_last: bool,
+}
+rpc!(Users => UsersReply, "auth.users", Admin);
+
+/// Removes an account and ends its logins. Its files stay, and its uid is not given to others by
+/// itself. Errors: `NotFound`, `InvalidArgument` (the account with uid 0).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RemoveUser {
+    pub user: String,
+}
+rpc!(RemoveUser => (), "auth.remove_user", Admin, mutates);
+
+/// Gives an account another password and ends its logins. Errors: `NotFound`, `InvalidArgument`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SetPassword {
+    pub user: String,
+    pub password: Secret,
+}
+rpc!(SetPassword => (), "auth.set_password", Admin, mutates);
+
+/// Gives the caller's own account another password; its logins go on. Errors: `LoginRefused` if
+/// `old` is wrong, `RateLimited`, `InvalidArgument`; `NotPermitted` for a machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChangePassword {
+    pub old: Secret,
+    pub new: Secret,
+}
+rpc!(ChangePassword => (), "auth.change_password", User, mutates);

@@ -50,6 +50,10 @@ pub const PASSWORD_BYTES_MAX: usize = 1024;
 /// Shortest password accepted for an account. Units: bytes.
 pub const PASSWORD_BYTES_MIN: usize = 8;
 
+/// Most accounts of one page of their list. Why: with all their groups they fill less than a
+/// quarter of a head.
+pub const USER_PAGE_ENTRIES_MAX: usize = 1024;
+
 /// Longest ticket in text form. Units: bytes.
 pub const TICKET_BYTES_MAX: usize = 4096;
 

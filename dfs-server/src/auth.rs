@@ -6,6 +6,7 @@
 //! that can be used. The router calls the handlers; every process checks tickets through its
 //! [`TicketVerifier`]. It knows no files and no sessions.
 
+mod account;
 mod key;
 mod limit;
 mod login;
@@ -22,7 +23,7 @@ use dfs_proto::auth::{
     AddUser, Keys, KeysReply, Login, LoginId, LoginReply, Logout, Renew, RenewReply, WhoAmIReply,
 };
 use dfs_proto::clock::Clock;
-use dfs_proto::credential::{Identity, Secret, Ticket, TicketHolder};
+use dfs_proto::credential::{Identity, Secret, Ticket};
 use dfs_proto::limits::{PASSWORD_BYTES_MAX, TICKET_LIFETIME};
 
 use crate::cell::bootstrap::{Bootstrap, BootstrapFile};
@@ -108,6 +109,10 @@ impl AuthService {
             revoked: Mutex::new(revoked),
             clock,
         };
+        // What a crash left to do, before anybody is let in.
+        if let Err(error) = service.end_marked_logins().await {
+            tracing::warn!(%error, "logins of some users are still to be ended");
+        }
         service.verifier.set_keys(service.keys(&Keys {}));
         Ok(service)
     }
@@ -192,7 +197,7 @@ impl AuthService {
             return Err(FsError::LoginRefused);
         };
         let holder = account.holder(&user);
-        let (login, ticket, renewal) = self.begin_login(&user, &holder).await?;
+        let (login, ticket, renewal) = self.begin_login(&user, &account).await?;
         tracing::info!(user, %peer, login = secret::hex(&login.0), "logged in");
         Ok(LoginReply { ticket, holder, lifetime_secs: lifetime_secs(), renewal })
     }
@@ -221,14 +226,16 @@ impl AuthService {
     async fn begin_login(
         &self,
         user: &str,
-        holder: &TicketHolder,
+        account: &AccountRow,
     ) -> Result<(LoginId, Ticket, Secret), FsError> {
         let (login, renewal, now) =
             (LoginId(secret::random()), secret::random_hex::<32>(), self.clock.wall());
-        let ticket = self.signer.sign(holder, login, now)?;
+        let ticket = self.signer.sign(&account.holder(user), login, now)?;
         let row_key = key::login(&secret::stored_form(&renewal));
         let row = LoginRow::new(login, LoginRight::Personal { user: user.to_owned() }, now.secs);
+        let (user, judged) = (user.to_owned(), account.password.clone());
         let work = move |txn: &mut Txn<'_>| {
+            user::require_current(txn, &user, &judged)?;
             txn.put(&row_key, row.clone());
             Ok(())
         };
@@ -267,17 +274,27 @@ impl AuthService {
     pub async fn logout(&self, request: Logout) -> Result<(), FsError> {
         let hash = secret::stored_form(&request.renewal);
         let now = self.clock.wall().secs;
-        self.drop_old_revoked(now);
-        if self.revoked().len() >= REVOKED_MAX {
-            return Err(FsError::unavailable("too many logins were ended within the hour"));
-        }
-        let end = move |txn: &mut Txn<'_>| login::end(txn, &hash, now);
+        self.require_room_for_revoked(1, now)?;
+        let end = move |txn: &mut Txn<'_>| login::end(txn, &key::login(&hash), now);
         if let Some(ended) = self.store.write(Durability::Stable, end).await? {
-            self.revoked().insert(ended.login, ended.until);
-            self.verifier.revoke(ended.login);
-            tracing::info!(login = secret::hex(&ended.login.0), "logged out");
+            self.note_ended(ended);
         }
         Ok(())
+    }
+
+    fn require_room_for_revoked(&self, count: usize, now: i64) -> Result<(), FsError> {
+        self.drop_old_revoked(now);
+        if self.revoked().len() + count > REVOKED_MAX {
+            return Err(FsError::unavailable("too many logins were ended within the hour"));
+        }
+        Ok(())
+    }
+
+    /// Refuses the tickets of a login that was ended.
+    fn note_ended(&self, ended: RevokedRow) {
+        self.revoked().insert(ended.login, ended.until);
+        self.verifier.revoke(ended.login);
+        tracing::info!(login = secret::hex(&ended.login.0), "logged out");
     }
 
     /// `auth.whoami`.
@@ -314,19 +331,25 @@ impl AuthService {
         let password = self.desk.run(move || password::hash(&password, salt)).await?;
         let created = tag.now.secs;
         let account = AccountRow { uid: 0, groups, is_admin, password, created };
+        self.end_logins(&name).await?;
+        let user = name.clone();
         let work = move |txn: &mut Txn<'_>| {
             run_once(txn, &tag, |txn| user::add(txn, &name, uid, account.clone()).map(Ran::Changed))
         };
-        self.store.write(Durability::Stable, work).await
+        let identity = self.store.write(Durability::Stable, work).await?;
+        tracing::info!(user, uid = identity.uid, is_admin, by = context.user(), "made an account");
+        Ok(identity)
     }
 
-    /// Deletes logins that ended by themselves, revocations that no ticket needs any more, and what
-    /// is remembered of operations for too long. For a background worker; once an hour is often.
+    /// Ends the logins of marked users; deletes logins that ended by themselves, revocations that
+    /// no ticket needs any more, and what is remembered of operations for too long. For a
+    /// background worker; once an hour is often.
     ///
     /// # Errors
     /// What the store reports; what was deleted stays deleted.
     pub async fn sweep(&self) -> Result<(), FsError> {
         let now = self.clock.wall();
+        self.end_marked_logins().await?;
         self.sweep_logins(now.secs).await?;
         // Those who administer open no sessions.
         let is_live = |_| false;

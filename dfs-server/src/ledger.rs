@@ -51,7 +51,7 @@ use dfs_proto::version::Sequence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::meta::{Abort, Key, Txn};
+use crate::meta::{Abort, Key, ReadTxn, Txn};
 use crate::request::Context;
 pub use row::{LedgerEntry, LedgerRow};
 pub use sweep::{CLOSED_KEPT, VANISHED_KEPT, sweep};
@@ -135,6 +135,19 @@ pub fn run_once<T: Serialize + DeserializeOwned>(
     let row = row.map(|row| LedgerRow::clone(&row)).unwrap_or_default();
     txn.put(&tag.row, extended(row, tag, entry)?);
     Ok(answer)
+}
+
+/// The answer that an op got, if it was run and the answer is kept: for work that has to look at
+/// what the op itself has changed since.
+///
+/// # Errors
+/// Those of reading the row.
+pub fn answer_of<T: DeserializeOwned>(txn: &mut ReadTxn, tag: &OpTag) -> Result<Option<T>, Abort> {
+    let row = txn.get(&tag.row)?;
+    match row.as_ref().and_then(|row| row.entries.get(&tag.number)) {
+        Some(LedgerEntry::Done { answer, .. }) => Ok(Some(decode(answer)?)),
+        Some(LedgerEntry::Refused) | None => Ok(None),
+    }
 }
 
 /// Settles an op whose answer was lost: what has not run never will.

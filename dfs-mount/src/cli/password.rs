@@ -32,6 +32,42 @@ pub fn read(user: &str) -> Result<Secret, Failure> {
     ask_hidden(&format!("Password of {user}: "))
 }
 
+/// Gets the present password of `user` and the next one: the first two lines of standard input, or
+/// typed. The environment is not asked: what it holds is for logins.
+///
+/// # Errors
+/// As [`read`]; also if the new one is typed in two ways.
+pub fn read_change(user: &str, from_stdin: bool) -> Result<(Secret, Secret), Failure> {
+    if from_stdin {
+        let mut input = BufReader::new(io::stdin());
+        let old = next_line(&mut input, "the first line of standard input")?;
+        return Ok((old, next_line(&mut input, "the second line of standard input")?));
+    }
+    let old = ask_hidden(&format!("Password of {user}: "))?;
+    Ok((old, ask_twice(user)?))
+}
+
+/// Gets a password for `user` to have from now on, as [`read_change`] does.
+///
+/// # Errors
+/// As [`read_change`].
+pub fn read_new(user: &str, from_stdin: bool) -> Result<Secret, Failure> {
+    match from_stdin {
+        true => first_line(io::stdin(), "standard input"),
+        false => ask_twice(user),
+    }
+}
+
+/// What nobody sees while typing it has to be typed twice.
+fn ask_twice(user: &str) -> Result<Secret, Failure> {
+    let first = ask_hidden(&format!("New password of {user}: "))?;
+    let second = ask_hidden("The same again: ")?;
+    match first == second {
+        true => Ok(first),
+        false => Err(Failure::usage("no new password", "the two that were typed differ")),
+    }
+}
+
 /// Asks a yes-or-no question at the terminal; anything but `y` or `yes` is no.
 ///
 /// # Errors
@@ -46,11 +82,13 @@ pub fn confirm(question: &str) -> Result<bool, Failure> {
 }
 
 fn first_line(reader: impl Read, source: &str) -> Result<Secret, Failure> {
+    next_line(&mut BufReader::new(reader), source)
+}
+
+fn next_line(reader: &mut impl BufRead, source: &str) -> Result<Secret, Failure> {
     let mut line = Vec::new();
     let limit = PASSWORD_BYTES_MAX as u64 + 2;
-    BufReader::new(reader.take(limit))
-        .read_until(b'\n', &mut line)
-        .about(|| format!("cannot read {source}"))?;
+    reader.take(limit).read_until(b'\n', &mut line).about(|| format!("cannot read {source}"))?;
     while matches!(line.last(), Some(b'\n' | b'\r')) {
         line.pop();
     }
@@ -184,6 +222,14 @@ mod tests {
         let secret = first_line(&b"hunter2\r\nrest"[..], "x").unwrap();
         assert_eq!(secret.expose(), "hunter2");
         assert_eq!(first_line(&b" spaces stay "[..], "x").unwrap().expose(), " spaces stay ");
+    }
+
+    #[test]
+    fn lines_follow_one_another() {
+        let mut input = &b"old one\nnew one\n"[..];
+        assert_eq!(next_line(&mut input, "x").unwrap().expose(), "old one");
+        assert_eq!(next_line(&mut input, "x").unwrap().expose(), "new one");
+        assert!(next_line(&mut input, "x").is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use dfs_proto::limits::TICKET_LIFETIME;
 
 use super::ticket::CLOCK_SKEW_SECS;
 use super::{key, user};
-use crate::meta::{Abort, ReadTxn, Record, Txn};
+use crate::meta::{Abort, Key, ReadTxn, Record, Txn};
 
 const DAY_SECS: i64 = 24 * 3600;
 
@@ -59,15 +59,24 @@ impl LoginRow {
         matches!(self.right, LoginRight::Personal { .. }) && now - self.last_used >= IDLE_SECS_MAX
     }
 
+    /// Whether it is a login with this user's password.
+    pub fn is_of(&self, name: &str) -> bool {
+        matches!(&self.right, LoginRight::Personal { user } if user == name)
+    }
+
     /// Whether its last use should be written down.
     pub fn is_use_due(&self, now: i64) -> bool {
         now - self.last_used >= LAST_USE_STEP_SECS
     }
 
-    /// What a ticket of this login says; `None` if its account is gone.
+    /// What a ticket of this login says; `None` if its account is gone, or its logins are being
+    /// ended.
     pub fn holder(&self, txn: &mut ReadTxn<'_>) -> Result<Option<TicketHolder>, Abort> {
         match &self.right {
             LoginRight::Personal { user } => {
+                if txn.get(&key::ending(user))?.is_some() {
+                    return Ok(None);
+                }
                 Ok(user::find(txn, user)?.map(|account| account.holder(user)))
             }
             LoginRight::Machine { name, squash_root } => Ok(Some(TicketHolder {
@@ -91,9 +100,20 @@ impl Record for RevokedRow {
     const VERSION: u8 = 1;
 }
 
-/// Ends the login with this hash of a renewal secret; `None` if there is none.
-pub fn end(txn: &mut Txn<'_>, hash: &[u8; 32], now: i64) -> Result<Option<RevokedRow>, Abort> {
-    let Some(row) = txn.get(&key::login(hash))? else {
+/// Marks a user whose logins are being ended; the argument is in `account`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndingRow {
+    /// Units: wall-clock seconds since 1970.
+    pub since: i64,
+}
+
+impl Record for EndingRow {
+    const VERSION: u8 = 1;
+}
+
+/// Ends a login; `None` if there is none.
+pub fn end(txn: &mut Txn<'_>, key: &Key<LoginRow>, now: i64) -> Result<Option<RevokedRow>, Abort> {
+    let Some(row) = txn.get(key)? else {
         return Ok(None);
     };
     let lifetime = i64::try_from(TICKET_LIFETIME.as_secs()).unwrap_or(i64::MAX / 2);
@@ -101,7 +121,7 @@ pub fn end(txn: &mut Txn<'_>, hash: &[u8; 32], now: i64) -> Result<Option<Revoke
     // clock that is another ahead.
     let until = now + lifetime + 2 * CLOCK_SKEW_SECS;
     let revoked = RevokedRow { login: row.login, until };
-    txn.delete(&key::login(hash));
+    txn.delete(key);
     txn.put(&key::revoked(row.login), revoked);
     Ok(Some(revoked))
 }
@@ -127,6 +147,7 @@ mod tests {
         assert_eq!(record::encode(&row).unwrap(), golden);
         let revoked = RevokedRow { login: LoginId([6; 16]), until: 3 };
         assert_eq!(record::encode(&revoked).unwrap(), [&[1][..], &[6; 16], &[6]].concat());
+        assert_eq!(record::encode(&EndingRow { since: 4 }).unwrap(), [1, 8]);
     }
 
     #[test]

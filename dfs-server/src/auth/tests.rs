@@ -1,3 +1,5 @@
+mod account;
+
 use super::*;
 use crate::cell::{Cell, Wanted};
 use crate::durable_file::failpoint;

@@ -50,7 +50,8 @@ impl AccountRow {
     }
 }
 
-/// Whose a uid is.
+/// Whose a uid is, or last was: it outlives the account, so that nobody is given the files of
+/// somebody who is gone, but by an administrator who names the uid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UidRow {
     pub user: String,
@@ -127,7 +128,8 @@ pub fn find(txn: &mut ReadTxn<'_>, name: &str) -> Result<Option<Arc<AccountRow>>
 /// Makes an account under its uid, or the next free one if that is `None`.
 ///
 /// # Errors
-/// `Exists` if name or uid are taken.
+/// `Exists` if name or uid are taken; `Unavailable` while logins of an earlier account of the name
+/// are being ended.
 pub fn add(
     txn: &mut Txn<'_>,
     name: &str,
@@ -137,11 +139,12 @@ pub fn add(
     if txn.get(&key::account(name))?.is_some() {
         return Err(FsError::Exists.into());
     }
+    require_unmarked(txn, name)?;
     let uid = match uid {
         Some(uid) => uid,
         None => take_uid(txn)?,
     };
-    if txn.get(&key::uid(uid))?.is_some() {
+    if is_taken(txn, uid)? {
         return Err(FsError::Exists.into());
     }
     let account = AccountRow { uid, ..account };
@@ -149,6 +152,63 @@ pub fn add(
     txn.put(&key::uid(uid), UidRow { user: name.to_owned() });
     txn.put(&key::account(name), account);
     Ok(identity)
+}
+
+/// Whether an account has this uid.
+fn is_taken(txn: &mut ReadTxn<'_>, uid: u32) -> Result<bool, Abort> {
+    let Some(owner) = txn.get(&key::uid(uid))? else {
+        return Ok(false);
+    };
+    Ok(txn.get(&key::account(&owner.user))?.is_some_and(|account| account.uid == uid))
+}
+
+/// Removes an account.
+///
+/// # Errors
+/// `NotFound`; `InvalidArgument` for uid 0: without it nobody administers the cell's files.
+pub fn remove(txn: &mut Txn<'_>, name: &str) -> Result<(), Abort> {
+    let account = find(txn, name)?.ok_or(FsError::NotFound)?;
+    if account.uid == 0 {
+        return Err(
+            FsError::invalid("removal of the administrator that the cell began with").into()
+        );
+    }
+    txn.delete(&key::account(name));
+    Ok(())
+}
+
+/// Gives an account another password.
+///
+/// # Errors
+/// `NotFound`.
+pub fn put_password(txn: &mut Txn<'_>, name: &str, password: PasswordText) -> Result<(), Abort> {
+    let account = find(txn, name)?.ok_or(FsError::NotFound)?;
+    txn.put(&key::account(name), AccountRow { password, ..AccountRow::clone(&account) });
+    Ok(())
+}
+
+/// Checks that what a password was found right against is still so: hashing takes a while.
+///
+/// # Errors
+/// `LoginRefused` if the account is gone or has another password; `Unavailable` while its logins
+/// are being ended.
+pub fn require_current(
+    txn: &mut ReadTxn<'_>,
+    name: &str,
+    judged: &PasswordText,
+) -> Result<(), Abort> {
+    require_unmarked(txn, name)?;
+    match find(txn, name)? {
+        Some(account) if account.password == *judged => Ok(()),
+        _ => Err(FsError::LoginRefused.into()),
+    }
+}
+
+fn require_unmarked(txn: &mut ReadTxn<'_>, name: &str) -> Result<(), Abort> {
+    match txn.get(&key::ending(name))? {
+        None => Ok(()),
+        Some(_) => Err(FsError::unavailable("the user's earlier logins are being ended").into()),
+    }
 }
 
 fn take_uid(txn: &mut Txn<'_>) -> Result<u32, Abort> {

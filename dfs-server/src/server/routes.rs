@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dfs_proto::admin::{Announce, Map, RenewCertificate, Status};
-use dfs_proto::auth::{AddUser, Keys, Login, WhoAmI};
+use dfs_proto::auth::{Keys, WhoAmI};
 use dfs_proto::file::{Fetch, Missing, PutChunks, Replicate, Store, SyncChunks};
 use dfs_proto::lock::{EndSession, Recalls, Release};
 use dfs_proto::session::{CloseSession, Events};
@@ -39,13 +39,20 @@ macro_rules! plain {
     )+};
 }
 
+/// The same for handlers that look at the context only.
+macro_rules! looking {
+    ($router:ident, $service:ident, $($method:ident),+ $(,)?) => {$(
+        let service = $service.clone();
+        $router.unary(move |context, request| {
+            let service = service.clone();
+            async move { service.$method(&context, request).await }
+        });
+    )+};
+}
+
 pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
-    plain!(router, auth, renew, logout);
-    let service = Arc::clone(auth);
-    router.unary(move |context, request: Login| {
-        let service = Arc::clone(&service);
-        async move { service.login(&context, request).await }
-    });
+    plain!(router, auth, renew, logout, users);
+    looking!(router, auth, login, add_user, remove_user, set_password, change_password);
     let service = Arc::clone(auth);
     router.unary(move |context, _request: WhoAmI| {
         let who = service.whoami(&context);
@@ -55,11 +62,6 @@ pub fn auth(router: &mut Router, auth: &Arc<AuthService>) {
     router.unary(move |_context, request: Keys| {
         let keys = service.keys(&request);
         async move { Ok(keys) }
-    });
-    let service = Arc::clone(auth);
-    router.unary(move |context, request: AddUser| {
-        let service = Arc::clone(&service);
-        async move { service.add_user(&context, request).await }
     });
 }
 
