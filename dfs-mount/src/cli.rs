@@ -71,6 +71,12 @@ enum Command {
     Put(CopyArgs),
     /// Copy files of a volume to here
     Get(CopyArgs),
+    /// Make directories
+    Mkdir(MkdirArgs),
+    /// Remove files, or trees of directories
+    Rm(RmArgs),
+    /// Move or rename files and directories within a volume
+    Mv(MvArgs),
     /// Show the attributes of files
     Stat(PathsArgs),
     /// Show which nodes hold a file, or each file directly in a directory
@@ -205,6 +211,37 @@ struct CopyArgs {
     overwrite: bool,
     /// What to copy, then where to; on the DFS side dfs://HOST:PORT/VOLUME/PATH or a path inside a
     /// mount
+    #[arg(required = true, num_args = 2.., value_name = "SRC... DEST")]
+    paths: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct MkdirArgs {
+    /// Make missing directories on the way too, and be content with what exists
+    #[arg(short = 'p', long)]
+    parents: bool,
+    /// dfs://HOST:PORT/VOLUME/PATH, or a path inside a mount
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// Remove directories with all they hold
+    #[arg(short = 'r', long)]
+    recursive: bool,
+    /// Be content if there is nothing to remove
+    #[arg(short = 'f', long)]
+    force: bool,
+    /// dfs://HOST:PORT/VOLUME/PATH, or a path inside a mount; of a link the link itself
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+struct MvArgs {
+    /// What to move, then into which directory or under which name; what has that name is
+    /// replaced. dfs://HOST:PORT/VOLUME/PATH, or paths inside a mount
     #[arg(required = true, num_args = 2.., value_name = "SRC... DEST")]
     paths: Vec<OsString>,
 }
@@ -382,6 +419,9 @@ async fn run_async(command: Command, output: &mut Output) -> Result<(), Failure>
         Command::Cat(arguments) => file::cat(&arguments.paths, output).await,
         Command::Put(arguments) => file::put(&arguments, output).await,
         Command::Get(arguments) => file::get(&arguments, output).await,
+        Command::Mkdir(arguments) => file::mkdir(&arguments, output).await,
+        Command::Rm(arguments) => file::rm(&arguments, output).await,
+        Command::Mv(arguments) => file::mv(&arguments, output).await,
         Command::Stat(arguments) => file::stat(&arguments.paths, output).await,
         Command::Where(arguments) => file::locate(&arguments.paths, output).await,
         Command::Outbox(OutboxCommand::List(arguments)) => outbox::list(&arguments, output).await,

@@ -9,6 +9,7 @@ mod budget;
 mod crash;
 mod full;
 mod kernel;
+mod names;
 mod program;
 mod scenario;
 mod split;

@@ -1,4 +1,4 @@
-//! Files without a mount: `ls`, `cat`, `stat`, `where`, `put`, `get`.
+//! Files without a mount: `ls`, `cat`, `stat`, `where`, `put`, `get`, `mkdir`, `rm`, `mv`.
 //!
 //! Each speaks to the servers through a session of its own, so it works on machines that cannot
 //! mount, and sees what the servers have, not what a mount may still have to send.
@@ -6,6 +6,7 @@
 mod get;
 mod list;
 mod local;
+mod names;
 mod put;
 mod target;
 mod volume;
@@ -17,7 +18,7 @@ use futures_util::TryStreamExt;
 use super::failure::{Context, Failure};
 use super::mounts;
 use super::output::Output;
-use super::{CopyArgs, LsArgs};
+use super::{CopyArgs, LsArgs, MkdirArgs, MvArgs, RmArgs};
 use crate::config::FileUrl;
 use crate::fetch::{Fetcher, Piece};
 use volume::{Links, Volumes};
@@ -109,6 +110,26 @@ pub async fn put(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failur
     let destination = target::resolve(destination, &mounts::table()?)?;
     let job = put::Put { sources, destination, arguments };
     with_volumes(async |volumes| job.run(volumes, output).await).await
+}
+
+/// # Errors
+/// A [`Failure`] if a directory could not be made.
+pub async fn mkdir(arguments: &MkdirArgs, output: &mut Output) -> Result<(), Failure> {
+    with_volumes(async |volumes| names::mkdir(arguments, volumes, output).await).await
+}
+
+/// # Errors
+/// A [`Failure`] if something could not be removed.
+pub async fn rm(arguments: &RmArgs, output: &mut Output) -> Result<(), Failure> {
+    with_volumes(async |volumes| names::rm(arguments, volumes, output).await).await
+}
+
+/// # Errors
+/// A [`Failure`] if something could not be moved.
+pub async fn mv(arguments: &MvArgs, output: &mut Output) -> Result<(), Failure> {
+    let (sources, destination) = split(&arguments.paths)?;
+    let destination = target::resolve(destination, &mounts::table()?)?;
+    with_volumes(async |volumes| names::mv(sources, &destination, volumes, output).await).await
 }
 
 /// Runs `work` and then ends the sessions it opened, whatever came of it.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dfs_proto::FsError;
-use dfs_proto::attr::{Attr, FileKind, Timestamp};
+use dfs_proto::attr::{FileKind, Timestamp};
 use dfs_proto::directory::{
     CommitAttr, Create, Durability, LockWait, MakeDir, MakeSymlink, Open, OpenAccess, OpenReply,
     Unlink, Yield,
@@ -23,7 +23,7 @@ use nix::fcntl::OFlag;
 
 use super::local;
 use super::target;
-use super::volume::{Links, Volume, Volumes, check_is_file};
+use super::volume::{Links, Slot, Volume, Volumes, check_is_file};
 use crate::cli::CopyArgs;
 use crate::cli::failure::{Context, Failure};
 use crate::cli::output::Output;
@@ -87,11 +87,7 @@ impl Put<'_> {
             Ok(_) | Err(FsError::NotFound) => {}
             Err(error) => return Err(Failure::fs(what(), error)),
         }
-        let Some((name, parents)) = path.split_last() else {
-            return Err(Failure::fs(what(), FsError::NotDirectory));
-        };
-        let parent = volume.find(parents, Links::Followed).await.about(what)?;
-        Ok(Place::Named(Slot { parent: parent.attr.fid, name: name.clone() }))
+        Ok(Place::Named(volume.slot(path).await.about(what)?))
     }
 }
 
@@ -102,13 +98,6 @@ enum Place {
     Inside { dir: FileId },
     /// Under this name.
     Named(Slot),
-}
-
-/// A name in a directory.
-#[derive(Clone, Debug)]
-struct Slot {
-    parent: FileId,
-    name: Name,
 }
 
 impl Place {
@@ -173,7 +162,7 @@ impl Tree<'_> {
         match self.volume.call(&request).await {
             Ok(made) => Ok(made.attr.fid),
             Err(FsError::Exists) if self.is_overwriting => {
-                let attr = self.look_up(to).await.about(|| writing(from))?;
+                let attr = self.volume.look_up(to).await.about(|| writing(from))?;
                 match attr.kind {
                     FileKind::Directory => Ok(attr.fid),
                     _ => Err(Failure::fs(writing(from), FsError::NotDirectory)),
@@ -181,12 +170,6 @@ impl Tree<'_> {
             }
             Err(error) => Err(refused(from, error)),
         }
-    }
-
-    async fn look_up(&self, slot: &Slot) -> Result<Attr, FsError> {
-        use dfs_proto::directory::Lookup;
-        let request = Lookup { parent: slot.parent, name: slot.name.clone() };
-        Ok(self.volume.call(&request).await?.attr)
     }
 
     async fn copy_link(&self, from: &Path, to: &Slot) -> Result<(), Failure> {
@@ -243,7 +226,7 @@ impl Tree<'_> {
             Err(FsError::Exists) if self.is_overwriting => {}
             Err(error) => return Err(error),
         }
-        let attr = self.look_up(to).await?;
+        let attr = self.volume.look_up(to).await?;
         check_is_file(&attr)?;
         let open = Open { fid: attr.fid, access, have: None };
         Ok((self.call_waiting(&open).await?, false))
@@ -282,7 +265,8 @@ impl Tree<'_> {
 
     /// Takes back a file whose content never came, if it is still that file.
     async fn remove(&self, slot: &Slot, made: FileId) {
-        let still = self.look_up(slot).await.is_ok_and(|attr| attr.fid == made && attr.size == 0);
+        let still =
+            self.volume.look_up(slot).await.is_ok_and(|attr| attr.fid == made && attr.size == 0);
         if !still {
             return;
         }

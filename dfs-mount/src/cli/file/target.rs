@@ -20,9 +20,38 @@ pub fn resolve(argument: &OsStr, table: &MountTable) -> Result<FileUrl, Failure>
         return in_mount(&plain, mount).map_err(|error| Failure::usage(what(), error));
     }
     // A link elsewhere may lead into a mount; only then is anything mounted touched.
-    let real = plain.canonicalize().unwrap_or(plain);
-    match table.containing(&real).filter(|mount| mount.is_dfs()) {
-        Some(mount) => in_mount(&real, mount).map_err(|error| Failure::usage(what(), error)),
+    let real = plain.canonicalize().unwrap_or_else(|_| real_entry(plain));
+    in_some_mount(&real, argument, table)
+}
+
+/// As [`resolve`], for a name that is meant itself: if it is a link, then the link.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_entry(argument: &OsStr, table: &MountTable) -> Result<FileUrl, Failure> {
+    let what = || format!("cannot use {}", argument.to_string_lossy());
+    if is_url(argument) {
+        return resolve(argument, table);
+    }
+    let plain = without_parents(Path::new(argument)).about(what)?;
+    match table.containing(&plain).filter(|mount| mount.is_dfs()) {
+        Some(_) => in_some_mount(&plain, argument, table),
+        None => in_some_mount(&real_entry(plain), argument, table),
+    }
+}
+
+/// The name with the real path of the directory that it is in.
+fn real_entry(plain: PathBuf) -> PathBuf {
+    match (plain.parent().map(Path::canonicalize), plain.file_name()) {
+        (Some(Ok(parent)), Some(name)) => parent.join(name),
+        _ => plain,
+    }
+}
+
+fn in_some_mount(real: &Path, argument: &OsStr, table: &MountTable) -> Result<FileUrl, Failure> {
+    let what = || format!("cannot use {}", argument.to_string_lossy());
+    match table.containing(real).filter(|mount| mount.is_dfs()) {
+        Some(mount) => in_mount(real, mount).map_err(|error| Failure::usage(what(), error)),
         None => Err(Failure::usage(what(), "it is not inside a DFS mount")
             .remedy("write dfs://HOST:PORT/VOLUME/PATH")),
     }
@@ -99,6 +128,23 @@ mod tests {
         assert_eq!(resolved(&dir, "mnt/deep/../x").unwrap(), "dfs://h:7401/v/x");
         // What is above a link's target is not what is above the link.
         assert_eq!(resolved(&dir, "link/../x").unwrap(), "dfs://h:7401/v/x");
+    }
+
+    #[test]
+    fn a_link_that_is_meant_itself_is_not_followed_but_those_above_it_are() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().canonicalize().unwrap();
+        std::fs::create_dir_all(dir.join("mnt/deep")).unwrap();
+        std::os::unix::fs::symlink(dir.join("mnt/deep"), dir.join("link")).unwrap();
+        let entry = |path: &str| {
+            let argument = dir.join(path);
+            resolve_entry(argument.as_os_str(), &table(&dir)).map(|url| url.to_string())
+        };
+        assert!(entry("link").unwrap_err().causes().contains("not inside"));
+        for path in ["link/new", "mnt/deep/new"] {
+            assert_eq!(entry(path).unwrap(), "dfs://h:7401/v/deep/new");
+            assert_eq!(resolved(&dir, path).unwrap(), "dfs://h:7401/v/deep/new");
+        }
     }
 
     #[test]

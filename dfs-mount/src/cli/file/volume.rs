@@ -69,6 +69,13 @@ pub struct Volume {
     _recalls: mpsc::Receiver<Recall>,
 }
 
+/// A name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    pub parent: FileId,
+    pub name: Name,
+}
+
 /// What a path leads to.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -119,6 +126,30 @@ impl Volume {
             walk.enter(attr);
         }
         Ok(Found { attr: walk.into_end() })
+    }
+
+    /// Where the last name of a path is, whether it exists or not; links above it are followed.
+    ///
+    /// # Errors
+    /// As [`Volume::find`]; `InvalidArgument` for the root.
+    pub async fn slot(&self, path: &[Name]) -> Result<Slot, FsError> {
+        let Some((name, parents)) = path.split_last() else {
+            return Err(FsError::invalid("the root of a volume as the name to change"));
+        };
+        let dir = self.find(parents, Links::Followed).await?.attr;
+        match dir.kind {
+            FileKind::Directory => Ok(Slot { parent: dir.fid, name: name.clone() }),
+            _ => Err(FsError::NotDirectory),
+        }
+    }
+
+    /// What a name names, link or not.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `AccessDenied`, `Stale`.
+    pub async fn look_up(&self, slot: &Slot) -> Result<Attr, FsError> {
+        let request = Lookup { parent: slot.parent, name: slot.name.clone() };
+        Ok(self.call(&request).await?.attr)
     }
 
     /// All entries of a directory, by name.
