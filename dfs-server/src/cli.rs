@@ -1,5 +1,7 @@
 //! The command line of `dfs-server`: the verbs that touch a data directory.
 
+mod notify;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{ConfigError, RawConfig, ServeConfig};
 use crate::server::{Server, StartError};
+use notify::{State, notify};
 
 /// DFS servers: directory, lock, auth and file.
 #[derive(Debug, Parser)]
@@ -122,11 +125,13 @@ async fn serve(config: ServeConfig) -> Result<(), StartError> {
         _ = interrupt.recv() => return Ok(()),
     };
     announce(&server, has_auth);
+    notify(State::Ready);
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
+    notify(State::Stopping);
     server.stop().await;
     Ok(())
 }
