@@ -12,6 +12,7 @@ mod failure;
 mod file;
 mod login;
 mod mount;
+mod mount_dfs;
 mod mounts;
 mod outbox;
 mod output;
@@ -27,7 +28,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ByteSize, CellAddress, Span, VolumeUrl};
+use crate::config::{ByteSize, CellAddress, MountSource, Span};
 use exit::Exit;
 use failure::Failure;
 use output::Output;
@@ -97,12 +98,16 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct MountArgs {
     /// dfs://HOST:PORT/VOLUME (default port 7400, default volume main)
-    url: VolumeUrl,
+    #[arg(value_name = "URL")]
+    source: MountSource,
     /// Existing directory to mount at
     dir: PathBuf,
     /// Options as of mount(8): ro, allow_other, cache_size=10G, timeout=30s, hard, ...
     #[arg(short = 'o', value_name = "OPTION,...")]
     options: Vec<String>,
+    /// Directory with logins and dfs.conf [default: DFS_CONFIG_DIR or ~/.config/dfs]
+    #[arg(long, value_name = "DIR")]
+    config_dir: Option<PathBuf>,
     /// Directory for the cache [default: one for each mount under DFS_CACHE_DIR or ~/.cache/dfs]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -353,6 +358,10 @@ struct ServeArgs {
 
 /// Runs the command that `arguments` (program name first) say.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.first().is_some_and(|name| mount_dfs::is_meant(name)) {
+        return mount_dfs::main(arguments);
+    }
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return explain_usage(&error).into(),

@@ -21,10 +21,12 @@ use std::time::Duration;
 use dfs_proto::chunk::ChunkHash;
 use serde::Deserialize;
 
-pub use options::{OptionFault, parse_options};
+pub use options::{OptionFault, known_options, parse_options};
 pub use quantity::{ByteSize, QuantityError, Span};
 pub(crate) use url::parse_path;
-pub use url::{CellAddress, DEFAULT_PORT, FileUrl, SCHEME, UrlError, UrlFault, VolumeUrl};
+pub use url::{
+    CellAddress, DEFAULT_PORT, FileUrl, MountSource, SCHEME, UrlError, UrlFault, VolumeUrl,
+};
 
 /// Bytes of content kept in the cache, unless told otherwise. Why: large enough for a home
 /// directory's working set, small enough for a laptop's disk.
@@ -59,6 +61,9 @@ pub enum ConfigError {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawMount {
+    /// Where logins and the configuration file lie: not that file's to say.
+    #[serde(skip)]
+    pub config_dir: Option<PathBuf>,
     pub cache_dir: Option<PathBuf>,
     pub cache_size: Option<ByteSize>,
     pub log_file: Option<PathBuf>,
@@ -78,6 +83,7 @@ impl RawMount {
     /// This layer with `upper` on top of it.
     pub fn overlaid_by(self, upper: RawMount) -> RawMount {
         RawMount {
+            config_dir: upper.config_dir.or(self.config_dir),
             cache_dir: upper.cache_dir.or(self.cache_dir),
             cache_size: upper.cache_size.or(self.cache_size),
             log_file: upper.log_file.or(self.log_file),
@@ -122,9 +128,19 @@ pub fn file_layer(config_dir: &Path) -> Result<RawMount, ConfigError> {
 /// Where environment variables come from: the process's, or a test's.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// The process's environment; an empty variable counts as absent.
+/// The process's environment; an empty variable counts as absent. `HOME` is always there: systemd
+/// mounts without one, and then the user's entry in passwd(5) says it.
 pub fn process_environment(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
+    let value = std::env::var_os(name).filter(|value| !value.is_empty());
+    match name {
+        "HOME" => value.or_else(home_of_user),
+        _ => value,
+    }
+}
+
+fn home_of_user() -> Option<OsString> {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
+    user.map(|user| user.dir.into_os_string())
 }
 
 /// The layer of the environment: `DFS_MOUNT_OPTIONS` as for `-o`, then `DFS_CACHE_SIZE`.
@@ -165,7 +181,7 @@ pub fn cache_base(environment: Environment<'_>) -> PathBuf {
 /// What decides the defaults of one mount.
 #[derive(Clone, Debug)]
 pub struct Place {
-    pub url: VolumeUrl,
+    pub source: MountSource,
     /// Absolute, without links.
     pub mount_point: PathBuf,
     /// Of the cell's CA, in hexadecimal.
@@ -179,7 +195,7 @@ impl Place {
     fn cache_dir(&self) -> PathBuf {
         let mount_point = ChunkHash::of(self.mount_point.as_os_str().as_bytes()).to_string();
         let cell: String = self.cell_fingerprint.chars().take(8).collect();
-        self.cache_base.join(format!("{cell}-{}-{}", self.url.volume, &mount_point[..8]))
+        self.cache_base.join(format!("{cell}-{}-{}", self.source.url.volume, &mount_point[..8]))
     }
 }
 
@@ -206,6 +222,8 @@ impl Patience {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountConfig {
     pub url: VolumeUrl,
+    /// The url as typed.
+    pub source: String,
     /// Absolute, without links.
     pub mount_point: PathBuf,
     pub cache_dir: PathBuf,
@@ -260,7 +278,8 @@ impl MountConfig {
             dev: raw.dev.unwrap_or(false),
             exec: raw.exec.unwrap_or(true),
             atime: raw.atime.unwrap_or(true),
-            url: place.url,
+            url: place.source.url,
+            source: place.source.text,
             mount_point: place.mount_point,
         })
     }

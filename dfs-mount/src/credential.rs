@@ -6,6 +6,7 @@
 //! requests that find it old cause one renewal. Neither knows how servers are reached: the renewal
 //! itself is passed in.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -93,8 +94,9 @@ impl CredentialStore {
     ///
     /// # Errors
     /// `NoDirectory` if none of the three is set.
-    pub fn from_env() -> Result<CredentialStore, CredentialError> {
-        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    pub fn from_env(
+        variable: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<CredentialStore, CredentialError> {
         let dir = variable("DFS_CONFIG_DIR")
             .map(PathBuf::from)
             .or_else(|| variable("XDG_CONFIG_HOME").map(|dir| Path::new(&dir).join("dfs")))

@@ -28,6 +28,8 @@ impl Mount {
             allow_other: true,
             default_permissions: true,
             read_only: false,
+            exec: true,
+            atime: true,
         };
         let (vfs, path) = (client.vfs.clone(), dir.path().to_owned());
         let runtime = tokio::runtime::Handle::current();

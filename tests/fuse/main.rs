@@ -10,6 +10,7 @@ mod crash;
 mod full;
 mod kernel;
 mod names;
+mod mount_dfs;
 mod program;
 mod scenario;
 mod split;

@@ -11,7 +11,7 @@ use dfs_proto::limits::{GROUP_COUNT_MAX, WORD_BYTES_MAX};
 
 use super::exit::Exit;
 use super::failure::{Context, Failure};
-use crate::config::CellAddress;
+use crate::config::{CellAddress, process_environment};
 use crate::credential::{Credential, CredentialError, CredentialStore, LoginKind};
 use crate::session::connection::Connection;
 
@@ -54,7 +54,7 @@ impl From<CredentialError> for Failure {
 /// # Errors
 /// A [`Failure`] if the environment names no directory.
 pub fn store() -> Result<CredentialStore, Failure> {
-    Ok(CredentialStore::from_env()?)
+    Ok(CredentialStore::from_env(&process_environment)?)
 }
 
 /// The login at `cell`, or at the only cell there is a login for.
@@ -63,11 +63,23 @@ pub fn store() -> Result<CredentialStore, Failure> {
 /// A [`Failure`] if there is none, or more than one to choose from.
 pub fn credential(cell: Option<&CellAddress>) -> Result<Credential, Failure> {
     let store = store()?;
-    if let Some(cell) = cell {
-        let found = store.load(&cell.host, cell.port)?;
-        return found.ok_or_else(|| not_logged_in(&format!("dfs://{cell}")));
+    match cell {
+        Some(cell) => credential_in(&store, cell),
+        None => only_one(store.list()?),
     }
-    only_one(store.list()?)
+}
+
+/// The login at `cell` that `store` has.
+///
+/// # Errors
+/// A [`Failure`] if there is none, or none that can be used.
+pub fn credential_in(store: &CredentialStore, cell: &CellAddress) -> Result<Credential, Failure> {
+    let found = store.load(&cell.host, cell.port)?;
+    found.ok_or_else(|| {
+        let cause = format!("there is no stored login for it in {}", store.dir().display());
+        let failure = not_logged_in(&format!("dfs://{cell}"));
+        Failure { cause: cause.into(), ..failure }
+    })
 }
 
 fn only_one(mut credentials: Vec<Credential>) -> Result<Credential, Failure> {

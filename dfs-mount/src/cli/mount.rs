@@ -10,25 +10,29 @@ mod log;
 mod prepare;
 mod run;
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use super::MountArgs;
 use super::failure::{Context, Failure};
 use super::output::Output;
-use crate::config::{ConfigError, RawMount, parse_options};
-use daemonise::Announcer;
+use crate::config::{ConfigError, MountSource, RawMount, parse_options};
+use daemonise::{Announcer, Mounted};
 
 /// # Errors
 /// A [`Failure`]: from the checks, or as the daemon announced it.
 pub fn mount(arguments: &MountArgs, output: &mut Output) -> Result<(), Failure> {
-    let plan = prepare::plan(arguments)?;
-    if !arguments.announce {
-        prepare::ask_server(&plan)?;
+    if !arguments.announce && !arguments.foreground {
+        let command_line: Vec<OsString> = std::env::args_os().skip(1).collect();
+        return output.show(&start(arguments, &command_line)?);
     }
+    let plan = prepare::plan(arguments)?;
     if arguments.foreground {
+        if !arguments.announce {
+            prepare::ask_server(&plan)?;
+        }
         log::to_stderr();
         return run::run(plan, Announcer::silent(), output);
-    }
-    if !arguments.announce {
-        return daemonise::start(&plan.config, output);
     }
     let mut announcer = Announcer::to_parent();
     let done = log::to_file(&plan.config.log_file)
@@ -44,7 +48,46 @@ pub fn mount(arguments: &MountArgs, output: &mut Output) -> Result<(), Failure> 
     }
 }
 
+/// Checks, then leaves a daemon behind that has read `command_line` as `arguments`.
+///
+/// # Errors
+/// As [`mount`].
+pub(super) fn start(arguments: &MountArgs, command_line: &[OsString]) -> Result<Mounted, Failure> {
+    let plan = prepare::plan(arguments)?;
+    prepare::ask_server(&plan)?;
+    daemonise::start(&plan.config, command_line)
+}
+
+/// The checks that need no server.
+///
+/// # Errors
+/// As [`mount`].
+pub(super) fn check(arguments: &MountArgs) -> Result<(), Failure> {
+    prepare::plan(arguments).map(drop)
+}
+
 impl MountArgs {
+    /// Nothing but options.
+    pub(super) fn new(source: MountSource, dir: PathBuf, options: Vec<String>) -> MountArgs {
+        MountArgs {
+            source,
+            dir,
+            options,
+            config_dir: None,
+            cache_dir: None,
+            cache_size: None,
+            log_file: None,
+            timeout: None,
+            lock_timeout: None,
+            hard: false,
+            allow_other: false,
+            default_permissions: false,
+            read_only: false,
+            foreground: false,
+            announce: false,
+        }
+    }
+
     /// The flags as a layer: `-o` options, and over them the long flags.
     pub(super) fn layer(&self) -> Result<RawMount, ConfigError> {
         let mut layer = RawMount::default();
@@ -55,6 +98,7 @@ impl MountArgs {
         }
         let flag = |is_set: bool| is_set.then_some(true);
         Ok(layer.overlaid_by(RawMount {
+            config_dir: self.config_dir.clone(),
             cache_dir: self.cache_dir.clone(),
             cache_size: self.cache_size,
             log_file: self.log_file.clone(),

@@ -112,6 +112,7 @@ fn mount_options_and_flags_mean_the_same() {
         other => panic!("{other:?}"),
     };
     for (options, flags) in [
+        ("-o config_dir=/c", "--config-dir /c"),
         ("-o cache_dir=/c,cache_size=1G", "--cache-dir /c --cache-size 1G"),
         ("-o ro,hard", "--read-only --hard"),
         ("-o timeout=5s -o lock_timeout=6s", "--timeout 5s --lock-timeout 6s"),

@@ -9,18 +9,25 @@ use super::RawMount;
 use super::quantity::QuantityError;
 
 /// Options for others than the file system, or that ask for what is done anyway.
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 26] = [
     "defaults",
     "auto",
     "noauto",
     "user",
     "nouser",
     "users",
+    "nousers",
     "owner",
+    "noowner",
     "group",
+    "nogroup",
     "_netdev",
     "nofail",
     "async",
+    "silent",
+    "loud",
+    "nomand",
+    "symfollow",
     "relatime",
     "norelatime",
     "strictatime",
@@ -32,7 +39,7 @@ const IGNORED: [&str; 19] = [
 ];
 
 /// Options of those kinds that have a value or a free ending.
-const IGNORED_PREFIXES: [&str; 4] = ["x-", "X-", "comment=", "x_"];
+const IGNORED_PREFIXES: [&str; 5] = ["x-", "X-", "comment=", "x_", "user="];
 
 /// Why an option is not taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +67,16 @@ pub fn parse_options(text: &str) -> Result<RawMount, OptionFault> {
         apply(&mut layer, &option)?;
     }
     Ok(layer)
+}
+
+/// `text` without the options that are not known: `mount -s` asks for that. Known ones stay, also
+/// those whose value is not taken.
+pub fn known_options(text: &str) -> String {
+    let is_known = |option: &String| {
+        !matches!(apply(&mut RawMount::default(), option), Err(OptionFault::Unknown(_)))
+    };
+    let known = split_options(text).into_iter().filter(is_known);
+    known.map(|option| option.replace(',', "\\,")).collect::<Vec<_>>().join(",")
 }
 
 /// Cuts at commas that no backslash precedes; empty pieces mean nothing.
@@ -106,6 +123,7 @@ fn apply(layer: &mut RawMount, option: &str) -> Result<(), OptionFault> {
         "timeout" => layer.timeout = given.quantity()?,
         "lock_timeout" => layer.lock_timeout = given.quantity()?,
         "cache_size" => layer.cache_size = given.quantity()?,
+        "config_dir" => layer.config_dir = Some(given.text()?.into()),
         "cache_dir" => layer.cache_dir = Some(given.text()?.into()),
         "log_file" => layer.log_file = Some(given.text()?.into()),
         _ => return Err(OptionFault::Unknown(name.to_owned())),

@@ -2,7 +2,7 @@ use super::*;
 
 fn place() -> Place {
     Place {
-        url: "dfs://h:7400/main".parse().unwrap(),
+        source: "dfs://h:7400/main".parse().unwrap(),
         mount_point: "/mnt/dfs".into(),
         cell_fingerprint: "0123456789abcdef".into(),
         cache_base: "/var/cache/dfs".into(),
@@ -48,6 +48,7 @@ fn options_mean_what_mount_8_says_of_them() {
             },
         ),
         ("defaults,_netdev,x-systemd.automount,comment=mine,nofail", RawMount::default()),
+        ("noauto,user=ann,x-initrd.mount,silent,nomand,nousers", RawMount::default()),
     ] {
         assert_eq!(parse_options(text).unwrap(), expected, "{text}");
     }
@@ -59,6 +60,8 @@ fn an_option_that_is_not_taken_is_named() {
         ("ro,bogus", "option `bogus` is not known"),
         ("bogus=1", "option `bogus` is not known"),
         ("password=x", "option `password` is not known"),
+        ("remount,ro", "option `remount` is not known"),
+        ("nosymfollow", "option `nosymfollow` is not known"),
         ("ro=1", "option `ro` takes no value"),
         ("cache_size", "option `cache_size` needs a value"),
         ("cache_dir=", "option `cache_dir` needs a value"),
@@ -68,6 +71,18 @@ fn an_option_that_is_not_taken_is_named() {
     ] {
         let error = parse_options(text).unwrap_err().to_string();
         assert!(error.contains(message), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_sloppy_mount_drops_what_is_not_known_and_nothing_else() {
+    for (text, left) in [
+        ("bogus,ro,colour=red,timeout=1s", "ro,timeout=1s"),
+        (r"cache_dir=/a\,b,sync", r"cache_dir=/a\,b"),
+        ("timeout=soon,bogus", "timeout=soon"),
+        ("bogus", ""),
+    ] {
+        assert_eq!(known_options(text), left, "{text}");
     }
 }
 
@@ -91,6 +106,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
 #[test]
 fn every_field_of_the_upper_layer_wins() {
     let full = |flag: bool, number: u64| RawMount {
+        config_dir: Some(number.to_string().into()),
         cache_dir: Some(number.to_string().into()),
         cache_size: Some(ByteSize(number)),
         log_file: Some(number.to_string().into()),
@@ -117,6 +133,7 @@ fn a_missing_file_says_nothing_and_a_broken_one_is_named_with_its_fault() {
     for (text, fault) in [
         ("[mount", "unclosed table"),
         ("[mount]\ncolour = 1", "unknown field `colour`"),
+        ("[mount]\nconfig_dir = \"/c\"", "unknown field `config_dir`"),
         ("[mound]\n", "unknown field `mound`"),
         ("[mount]\ncache_size = \"10Q\"", "`10Q` is not a size"),
         ("[mount]\nread_only = \"yes\"", "invalid type"),
@@ -159,7 +176,7 @@ fn two_mounts_never_share_a_default_cache() {
     assert!(name.starts_with("01234567-main-"), "{name}");
     let elsewhere = Place { mount_point: "/mnt/other".into(), ..place() };
     let other_cell = Place { cell_fingerprint: "ffffffffffff".into(), ..place() };
-    let other_volume = Place { url: "dfs://h/v".parse().unwrap(), ..place() };
+    let other_volume = Place { source: "dfs://h/v".parse().unwrap(), ..place() };
     for other in [elsewhere, other_cell, other_volume] {
         assert_ne!(MountConfig::mean(RawMount::default(), other).unwrap().cache_dir, base);
     }

@@ -108,6 +108,22 @@ impl FromStr for VolumeUrl {
     }
 }
 
+/// What is to be mounted: a volume, in the words of whoever asks. `mount -a` compares the words of
+/// fstab(5) with those of the kernel's table, so that these must not be tidied up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSource {
+    pub text: String,
+    pub url: VolumeUrl,
+}
+
+impl FromStr for MountSource {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<MountSource, UrlError> {
+        Ok(MountSource { text: text.to_owned(), url: text.parse()? })
+    }
+}
+
 /// A file or directory of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileUrl {

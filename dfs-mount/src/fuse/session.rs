@@ -47,6 +47,10 @@ pub struct MountOptions {
     /// Whether the kernel judges mode bits itself, beside the servers.
     pub default_permissions: bool,
     pub read_only: bool,
+    /// Whether programs on it may be run, and whether access times are kept: asked of
+    /// `fusermount3`. Root sets them on the mount itself.
+    pub exec: bool,
+    pub atime: bool,
 }
 
 /// What is asked of the kernel when the connection starts; what it does not offer is done without.
@@ -160,8 +164,12 @@ fn config(options: &MountOptions) -> Config {
         MountOption::Subtype("dfs".to_owned()),
         if options.read_only { MountOption::RO } else { MountOption::RW },
     ];
-    if options.default_permissions {
-        config.mount_options.push(MountOption::DefaultPermissions);
+    for (is_wanted, option) in [
+        (options.default_permissions, MountOption::DefaultPermissions),
+        (!options.exec, MountOption::NoExec),
+        (!options.atime, MountOption::NoAtime),
+    ] {
+        config.mount_options.extend(is_wanted.then_some(option));
     }
     config
 }
@@ -215,6 +223,8 @@ mod tests {
             allow_other: false,
             default_permissions: false,
             read_only: false,
+            exec: true,
+            atime: true,
         };
         let directory = std::env::temp_dir();
         let plain = mount_data(7, &directory, &options).unwrap();

@@ -4,8 +4,10 @@
 //! of its own only when the mount is ready, and then lets go of everything it inherited. A mount
 //! helper that kept its caller's stdout open would block boot.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +36,7 @@ enum Announcement {
 
 /// What `dfs mount` shows.
 #[derive(Debug, Serialize)]
-struct Mounted {
+pub struct Mounted {
     url: String,
     mount_point: String,
     pid: u32,
@@ -46,15 +48,17 @@ impl Report for Mounted {
     }
 }
 
-/// Starts the daemon and waits until it is ready.
+/// Starts the daemon, by the command line of `dfs mount`, and waits until it is ready.
 ///
 /// # Errors
 /// The daemon's [`Failure`], or that it ended without a word.
-pub fn start(config: &MountConfig, output: &mut Output) -> Result<(), Failure> {
+pub fn start(config: &MountConfig, command_line: &[OsString]) -> Result<Mounted, Failure> {
     let what = || "cannot start the mount daemon".to_owned();
     let program = std::env::current_exe().about(what)?;
     let mut daemon = Command::new(program)
-        .args(std::env::args_os().skip(1))
+        // The program may lie there under its name as a mount helper.
+        .arg0("dfs")
+        .args(command_line)
         .env(ANNOUNCE_VARIABLE, "true")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -65,7 +69,7 @@ pub fn start(config: &MountConfig, output: &mut Output) -> Result<(), Failure> {
         Ok(Some(announcement)) => {
             let pid = announcement.into_result()?;
             let mount_point = config.mount_point.display().to_string();
-            output.show(&Mounted { url: config.url.to_string(), mount_point, pid })
+            Ok(Mounted { url: config.url.to_string(), mount_point, pid })
         }
         Ok(None) => {
             let status = daemon.wait().about(what)?;
@@ -142,6 +146,9 @@ impl Announcer {
         chdir("/").map_err(cannot)?;
         let announcement = Announcement::Ready { pid: std::process::id() };
         output.bytes(json_line(&announcement).as_bytes())?;
+        if output.is_closed() {
+            return Err(Failure::failed("cannot become a daemon", "who asked for it has gone"));
+        }
         let nothing = OpenOptions::new().read(true).write(true).open("/dev/null");
         let nothing = nothing.about(|| "cannot become a daemon".to_owned())?;
         dup2_stdin(&nothing).map_err(cannot)?;

@@ -19,7 +19,7 @@ use crate::config::{
     ConfigError, MountConfig, Place, cache_base, environment_layer, file_layer, process_environment,
 };
 use crate::control::mountinfo::{MountTable, absolute};
-use crate::credential::{Credential, LoginKind};
+use crate::credential::{Credential, CredentialStore, LoginKind};
 use crate::session::connection::Connection;
 
 /// A mount that nothing here speaks against.
@@ -47,21 +47,22 @@ impl From<ConfigError> for Failure {
 /// # Errors
 /// A [`Failure`] for the first thing that is not right.
 pub fn plan(arguments: &MountArgs) -> Result<Plan, Failure> {
-    let flags = arguments.layer()?;
-    let store = cell::store()?;
-    let raw = file_layer(store.dir())?
-        .overlaid_by(environment_layer(&process_environment)?)
-        .overlaid_by(flags);
+    let typed = environment_layer(&process_environment)?.overlaid_by(arguments.layer()?);
+    let store = match &typed.config_dir {
+        Some(dir) => CredentialStore::at(dir),
+        None => cell::store()?,
+    };
+    let raw = file_layer(store.dir())?.overlaid_by(typed);
     let table = mounts::table()?;
     let mount_point = check_mount_point(&arguments.dir, &table)?;
     let is_root = geteuid().is_root();
-    let credential = cell::credential(Some(&arguments.url.cell))?;
+    let credential = cell::credential_in(&store, &arguments.source.url.cell)?;
     let login = cell::mount_login(&credential, is_root);
     if credential.renewal(login).is_none() {
-        return Err(cell::not_logged_in(&format!("dfs://{}", arguments.url.cell)));
+        return Err(cell::not_logged_in(&format!("dfs://{}", arguments.source.url.cell)));
     }
     let place = Place {
-        url: arguments.url.clone(),
+        source: arguments.source.clone(),
         mount_point,
         cell_fingerprint: credential.fingerprint.clone(),
         cache_base: cache_base(&process_environment),
@@ -96,11 +97,10 @@ pub fn ask_server(plan: &Plan) -> Result<(), Failure> {
 
 /// What mount(8) calls generic options are root's to choose.
 fn check_flags(config: &MountConfig, is_root: bool) -> Result<(), Failure> {
-    let is_usual = !config.suid && !config.dev && config.exec && config.atime;
-    if is_root || is_usual {
+    if is_root || (!config.suid && !config.dev) {
         return Ok(());
     }
-    let cause = "only root may mount with suid, dev, noexec or noatime";
+    let cause = "only root may mount with suid or dev";
     Err(Failure::usage("cannot mount", cause).remedy("leave these options out"))
 }
 

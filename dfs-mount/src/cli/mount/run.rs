@@ -180,10 +180,12 @@ fn cache_failure(config: &MountConfig, error: CacheError) -> Failure {
 /// Asks the kernel; on a thread of its own, because it may take its time.
 async fn mount(config: &MountConfig, vfs: Vfs) -> Result<Mounted, Failure> {
     let options = MountOptions {
-        source: config.url.to_string(),
+        source: config.source.clone(),
         allow_other: config.allow_other,
         default_permissions: config.default_permissions,
         read_only: config.read_only,
+        exec: config.exec,
+        atime: config.atime,
     };
     let (directory, runtime) = (config.mount_point.clone(), tokio::runtime::Handle::current());
     let mounting =
@@ -212,9 +214,9 @@ fn kernel_failure(what: String, error: io::Error) -> Failure {
     Failure::new(Exit::MountPoint, what, error).remedy(remedy)
 }
 
-/// Applies what mount(8) calls generic options. They belong to the mount, not to FUSE, and only
-/// root may set them; other users' mounts always have `nosuid,nodev`, which `plan` has checked to
-/// be what is wanted.
+/// Applies what mount(8) calls generic options. They belong to the mount, not to FUSE. For other
+/// users `fusermount3` has set them; their mounts always have `nosuid,nodev`, which `plan` has
+/// checked to be what is wanted.
 fn set_flags(config: &MountConfig) -> nix::Result<()> {
     if !geteuid().is_root() {
         return Ok(());

@@ -88,7 +88,7 @@ fn an_automount_trap_may_be_mounted_over() {
 fn config(world: &World, cache_dir: &Path) -> MountConfig {
     let raw = RawMount { cache_dir: Some(cache_dir.to_owned()), ..RawMount::default() };
     let place = Place {
-        url: "dfs://h/main".parse().unwrap(),
+        source: "dfs://h/main".parse().unwrap(),
         mount_point: world.root.join("dir"),
         cell_fingerprint: "0123456789".into(),
         cache_base: "/unused".into(),
@@ -102,9 +102,11 @@ fn users_do_not_choose_what_is_roots() {
     let world = World::new();
     let usual = MountConfig { suid: false, ..config(&world, Path::new("/c")) };
     assert!(check_flags(&usual, false).is_ok());
-    let noexec = MountConfig { exec: false, ..usual.clone() };
-    assert!(check_flags(&noexec, true).is_ok());
-    for asked in [noexec, MountConfig { dev: true, ..usual.clone() }] {
+    let careful = MountConfig { exec: false, atime: false, ..usual.clone() };
+    assert!(check_flags(&careful, false).is_ok());
+    for (suid, dev) in [(true, false), (false, true)] {
+        let asked = MountConfig { suid, dev, ..usual.clone() };
+        assert!(check_flags(&asked, true).is_ok());
         assert_eq!(check_flags(&asked, false).unwrap_err().exit, Exit::Usage);
     }
 }
