@@ -1,14 +1,20 @@
 # make demo       start a cell on this machine and mount it twice; make demo-stop ends it
 # make test       everything that must hold: formatting, lints, all tests
+# make install    install what `cargo build --release --locked` has built; PREFIX, DESTDIR, SBINDIR
 # make check      the quick part: formatting, lints, the repository's rules, dependencies
 
 CARGO ?= cargo
+PREFIX ?= /usr/local
+# Where mount(8) looks for its helpers: no other place will do, whatever the prefix.
+SBINDIR ?= /sbin
+DFS_BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 # What building and tests call, each with the Debian package that brings it.
-TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs openssl:openssl vim:vim
+TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs mount:mount openssl:openssl \
+	systemd-analyze:systemd unshare:util-linux vim:vim
 
 # One thing after the other, also under make -j: each step says what the next one needs.
 .NOTPARALLEL:
-.PHONY: demo demo-stop test check lint build install-deps
+.PHONY: demo demo-stop test check lint build install install-deps
 
 demo:
 	@examples/demo.sh start
@@ -32,6 +38,23 @@ lint:
 # Tests start the real programs, which cargo does not build for the tests of another package.
 build:
 	$(CARGO) build --workspace --bins --locked
+
+install: bin := $(DESTDIR)$(PREFIX)/bin
+install: units := $(DESTDIR)$(PREFIX)/lib/systemd/system
+install: samples := $(DESTDIR)$(PREFIX)/share/doc/dfs/examples
+install:
+	@for program in dfs dfs-server; do \
+		test -x "$(DFS_BIN_DIR)/$$program" || { \
+			echo "$(DFS_BIN_DIR)/$$program is missing: cargo build --release --locked" >&2; exit 1; \
+		}; \
+	done
+	install -d "$(bin)" "$(units)" "$(samples)" "$(DESTDIR)$(SBINDIR)"
+	install -m 755 "$(DFS_BIN_DIR)/dfs" "$(DFS_BIN_DIR)/dfs-server" "$(bin)"
+	ln -sfn "$(PREFIX)/bin/dfs" "$(DESTDIR)$(SBINDIR)/mount.dfs"
+	ln -sfn "$(PREFIX)/bin/dfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.dfs"
+	sed 's,/usr/local/bin/,$(PREFIX)/bin/,' examples/dfs-server.service \
+		| install -m 644 /dev/stdin "$(units)/dfs-server.service"
+	install -m 644 examples/data.mount examples/data.automount examples/fstab.line "$(samples)"
 
 install-deps:
 	@.ci/install-packages $(TOOLS)

@@ -8,6 +8,7 @@ mod bad_input;
 mod budget;
 mod crash;
 mod full;
+mod install;
 mod kernel;
 mod names;
 mod mount_dfs;
