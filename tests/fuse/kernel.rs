@@ -13,6 +13,10 @@ use dfs_mount::fuse::{MountOptions, Mounted, mount};
 use support::{Cell, Client};
 use tempfile::TempDir;
 
+/// How long a script may take before it counts as stuck. Why so long: git calls fsync hundreds of
+/// times, and machines have other work to do.
+const SCRIPT_SECONDS_MAX: &str = "240";
+
 /// A mounted client. Dropping it takes the mount away, whoever uses it.
 struct Mount {
     dir: TempDir,
@@ -44,7 +48,7 @@ impl Mount {
     /// Runs a shell script in the mount, in a process of its own.
     async fn try_sh(&self, script: &str) -> Output {
         let mut shell = Command::new("timeout");
-        shell.args(["-s", "KILL", "60", "bash", "-euc", script]).current_dir("/");
+        shell.args(["-s", "KILL", SCRIPT_SECONDS_MAX, "bash", "-euc", script]).current_dir("/");
         shell.env("M", self.path()).env("HOME", "/nonexistent").env("GIT_CONFIG_NOSYSTEM", "1");
         tokio::task::spawn_blocking(move || shell.output()).await.unwrap().unwrap()
     }
