@@ -41,6 +41,8 @@ build:
 
 install: bin := $(DESTDIR)$(PREFIX)/bin
 install: units := $(DESTDIR)$(PREFIX)/lib/systemd/system
+install: manuals := $(DESTDIR)$(PREFIX)/share/man
+install: shells := $(DESTDIR)$(PREFIX)/share
 install: samples := $(DESTDIR)$(PREFIX)/share/doc/dfs/examples
 install:
 	@for program in dfs dfs-server; do \
@@ -54,6 +56,13 @@ install:
 	ln -sfn "$(PREFIX)/bin/dfs" "$(DESTDIR)$(SBINDIR)/mount.fuse.dfs"
 	sed 's,/usr/local/bin/,$(PREFIX)/bin/,' examples/dfs-server.service \
 		| install -m 644 /dev/stdin "$(units)/dfs-server.service"
+	install -d "$(manuals)/man1" "$(manuals)/man8" "$(shells)/bash-completion/completions" \
+		"$(shells)/zsh/site-functions" "$(shells)/fish/vendor_completions.d"
+	"$(DFS_BIN_DIR)/dfs" man "$(manuals)/man1"
+	mv "$(manuals)"/man1/*.8 "$(manuals)/man8"
+	"$(DFS_BIN_DIR)/dfs" completions bash >"$(shells)/bash-completion/completions/dfs"
+	"$(DFS_BIN_DIR)/dfs" completions zsh >"$(shells)/zsh/site-functions/_dfs"
+	"$(DFS_BIN_DIR)/dfs" completions fish >"$(shells)/fish/vendor_completions.d/dfs.fish"
 	install -m 644 examples/data.mount examples/data.automount examples/fstab.line "$(samples)"
 
 install-deps:

@@ -12,6 +12,7 @@ mod dir;
 mod evict;
 mod file;
 mod index;
+mod list;
 mod log;
 pub mod record;
 mod space;
@@ -32,7 +33,8 @@ use crate::metrics::{Counter, Metrics};
 pub use dir::Belongs;
 pub use evict::Limits;
 pub use file::{CacheFile, Stamp, next_data};
-pub use space::Reservation;
+pub use list::Listed;
+pub use space::{Freed, Reservation};
 
 use dir::CacheDir;
 use index::{Index, Slot};

@@ -41,6 +41,16 @@ fn programs_helpers_units_and_examples_are_installed_below_destdir() {
         let target = fs::read_link(root.join("sbin").join(name)).unwrap();
         assert_eq!(target, Path::new("/opt/dfs/bin/dfs"));
     }
+    for file in [
+        "man/man1/dfs.1",
+        "man/man1/dfs-mount.1",
+        "man/man8/mount.dfs.8",
+        "bash-completion/completions/dfs",
+        "zsh/site-functions/_dfs",
+        "fish/vendor_completions.d/dfs.fish",
+    ] {
+        assert!(root.join("opt/dfs/share").join(file).metadata().unwrap().len() > 0, "{file}");
+    }
     let unit = root.join("opt/dfs/lib/systemd/system/dfs-server.service");
     let text = fs::read_to_string(unit).unwrap();
     assert!(text.contains("ExecStart=/opt/dfs/bin/dfs-server serve"), "{text}");

@@ -15,3 +15,4 @@ mod names;
 mod program;
 mod scenario;
 mod split;
+mod tools;

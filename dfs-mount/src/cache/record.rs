@@ -73,6 +73,18 @@ impl State {
         !matches!(self, State::Conflict { .. } | State::Interrupted { .. })
     }
 
+    /// The state in one word, for people.
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::Clean(_) => "clean",
+            State::Working { .. } => "writing",
+            State::Sending { .. } => "sending",
+            State::Unsent { .. } => "unsent",
+            State::Conflict { .. } => "conflict",
+            State::Interrupted { .. } => "interrupted",
+        }
+    }
+
     pub fn is_clean(&self) -> bool {
         matches!(self, State::Clean(_))
     }

@@ -3,14 +3,14 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 
 use crate::metrics::Counter;
 
 use super::evict::{self, Room};
-use super::record::Record;
-use super::{Cache, CacheError, CacheFile, Inner};
+use super::record::{EntryId, Record};
+use super::{Books, Cache, CacheError, CacheFile, Inner};
 
 /// Space promised to a file in the making. Dropping it gives the promise back.
 #[derive(Debug)]
@@ -23,6 +23,13 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.inner.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
     }
+}
+
+/// What was given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    pub file_count: u64,
+    pub bytes: u64,
 }
 
 /// Writes between two looks at a working copy's space. Units: bytes.
@@ -90,23 +97,37 @@ impl Cache {
         let free = evict::free_bytes(inner.dir.path(), &inner.limits)
             .map_err(|source| CacheError::io("cannot see free space of", self.dir(), source))?;
         let reserved = inner.reserved.load(Ordering::Relaxed);
-        let mut books = self.books();
+        let books = self.books();
         let victims = match evict::choose(&books.index, &inner.limits, reserved, wanted, free) {
             Room::Evict(victims) => victims,
             Room::No { kept_bytes } => return Err(self.full(wanted, kept_bytes)),
         };
-        for id in &victims {
-            books.index.remove(*id);
-            if let Err(error) = books.log.append(&Record { id: *id, entry: None }) {
+        self.evict(books, &victims);
+        Ok(())
+    }
+
+    /// Removes every version that the servers have too and nobody has open. Blocking.
+    pub fn clear(&self) -> Freed {
+        let books = self.books();
+        let evictable = books.index.by_use().filter(|(_, slot)| slot.is_evictable());
+        let (victims, sizes): (Vec<EntryId>, Vec<u64>) =
+            evictable.map(|(id, slot)| (id, slot.entry.disk_bytes)).unzip();
+        self.evict(books, &victims);
+        Freed { file_count: victims.len() as u64, bytes: sizes.iter().sum() }
+    }
+
+    fn evict(&self, mut books: MutexGuard<'_, Books>, victims: &[EntryId]) {
+        for &id in victims {
+            books.index.remove(id);
+            if let Err(error) = books.log.append(&Record { id, entry: None }) {
                 tracing::warn!(%error, "cache log");
             }
         }
         drop(books);
-        for id in victims {
-            inner.metrics.count(Counter::CacheEvicted);
-            let _ = std::fs::remove_file(inner.dir.file(id));
+        for &id in victims {
+            self.inner.metrics.count(Counter::CacheEvicted);
+            let _ = std::fs::remove_file(self.inner.dir.file(id));
         }
-        Ok(())
     }
 
     fn full(&self, wanted_bytes: u64, kept_bytes: u64) -> CacheError {

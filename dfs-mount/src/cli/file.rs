@@ -1,8 +1,9 @@
-//! Files without a mount: `ls`, `cat`, `stat`, `where`, `put`, `get`, `mkdir`, `rm`, `mv`.
+//! Files without a mount: `ls`, `cat`, `stat`, `where`, `put`, `get`, `edit`, `mkdir`, `rm`, `mv`.
 //!
 //! Each speaks to the servers through a session of its own, so it works on machines that cannot
 //! mount, and sees what the servers have, not what a mount may still have to send.
 
+mod edit;
 mod get;
 mod list;
 mod local;
@@ -18,7 +19,7 @@ use futures_util::TryStreamExt;
 use super::failure::{Context, Failure};
 use super::mounts;
 use super::output::Output;
-use super::{CopyArgs, LsArgs, MkdirArgs, MvArgs, RmArgs};
+use super::{CopyArgs, EditArgs, LsArgs, MkdirArgs, MvArgs, RmArgs};
 use crate::config::FileUrl;
 use crate::fetch::{Fetcher, Piece};
 use volume::{Links, Volumes};
@@ -110,6 +111,12 @@ pub async fn put(arguments: &CopyArgs, output: &mut Output) -> Result<(), Failur
     let destination = target::resolve(destination, &mounts::table()?)?;
     let job = put::Put { sources, destination, arguments };
     with_volumes(async |volumes| job.run(volumes, output).await).await
+}
+
+/// # Errors
+/// A [`Failure`] if the file cannot be read, edited or stored.
+pub async fn edit(arguments: &EditArgs, output: &mut Output) -> Result<(), Failure> {
+    with_volumes(async |volumes| edit::edit(&arguments.path, volumes, output).await).await
 }
 
 /// # Errors

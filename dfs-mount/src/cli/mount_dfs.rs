@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use super::MountArgs;
 use super::exit::Exit;
@@ -59,6 +59,11 @@ struct PassedArgs {
     /// dfs or fuse.dfs
     #[arg(short = 't', value_name = "TYPE")]
     kind: Option<String>,
+}
+
+/// The helper's declaration, for its manual page.
+pub fn command() -> clap::Command {
+    PassedArgs::command()
 }
 
 /// Whether a program called `name` is the helper.

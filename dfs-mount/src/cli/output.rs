@@ -2,11 +2,29 @@
 //! progress go to stderr. Text from elsewhere (names, server messages) loses its control
 //! characters, so that no file name can drive a terminal.
 
+use std::future::Future;
 use std::io::{self, IsTerminal, Write};
+use std::pin::pin;
+use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::failure::Failure;
+
+/// How often what is shown of a long command is brought up to date.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A line that says what is being done.
+const LINE: &str = "{spinner} {wide_msg}";
+
+/// A bar with its figures. The name comes first and is cut if it is long.
+const BAR: &str =
+    "{msg:30!} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("a template of ours")
+}
 
 /// What a command prints: as JSON by its `Serialize`, for people by its table.
 pub trait Report: Serialize {
@@ -88,7 +106,8 @@ fn is_direction(letter: char) -> bool {
 pub struct Output {
     is_json: bool,
     shows_progress: bool,
-    has_progress: bool,
+    /// What is shown now, under its name.
+    progress: Option<(String, ProgressBar)>,
     is_closed: bool,
     out: Box<dyn Write + Send>,
     err: Box<dyn Write + Send>,
@@ -106,7 +125,7 @@ impl Output {
 
     /// Somewhere else; without progress.
     pub fn to(is_json: bool, out: Box<dyn Write + Send>, err: Box<dyn Write + Send>) -> Output {
-        Output { is_json, shows_progress: false, has_progress: false, is_closed: false, out, err }
+        Output { is_json, shows_progress: false, progress: None, is_closed: false, out, err }
     }
 
     /// Prints a result.
@@ -149,17 +168,59 @@ impl Output {
         self.complain(&format!("{}\n", printable(text)));
     }
 
-    /// Shows how far a long command is, on one line, if anybody looks at it.
+    /// Shows what a long command does, on one line, if anybody looks at it.
     pub fn progress(&mut self, text: &str) {
-        if self.shows_progress {
-            self.has_progress = true;
-            self.complain(&format!("\r\x1b[K{}", printable(text)));
+        if !self.shows_progress {
+            return;
+        }
+        let (_, line) = self.progress.get_or_insert_with(|| {
+            let line = ProgressBar::new_spinner().with_style(style(LINE));
+            line.enable_steady_tick(TICK);
+            (String::new(), line)
+        });
+        line.set_message(printable(text));
+    }
+
+    /// Shows how much of `what` is done, as a bar, if anybody looks at it. Units: bytes.
+    pub fn advance(&mut self, what: &str, done: u64, whole: u64) {
+        if !self.shows_progress {
+            return;
+        }
+        if self.progress.as_ref().is_none_or(|(shown, _)| shown != what) {
+            self.clear_progress();
+            let bar = ProgressBar::new(whole).with_style(style(BAR)).with_message(printable(what));
+            self.progress = Some((what.to_owned(), bar));
+        }
+        if let Some((_, bar)) = &self.progress {
+            bar.set_length(whole);
+            bar.set_position(done.min(whole));
+        }
+    }
+
+    /// Shows how much of `what` is done while `work` does it. Units: bytes.
+    pub async fn advance_while<T>(
+        &mut self,
+        what: &str,
+        whole: u64,
+        done: impl Fn() -> u64,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let mut work = pin!(work);
+        if !self.shows_progress {
+            return work.await;
+        }
+        loop {
+            self.advance(what, done(), whole);
+            if let Ok(result) = tokio::time::timeout(TICK, &mut work).await {
+                self.clear_progress();
+                return result;
+            }
         }
     }
 
     fn clear_progress(&mut self) {
-        if std::mem::take(&mut self.has_progress) {
-            self.complain("\r\x1b[K");
+        if let Some((_, shown)) = self.progress.take() {
+            shown.finish_and_clear();
         }
     }
 

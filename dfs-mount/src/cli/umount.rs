@@ -67,7 +67,7 @@ pub async fn umount(arguments: &UmountArgs, output: &mut Output) -> Result<(), F
 
 const FORCE: &str = "dfs umount --force, which leaves unsent data in the cache";
 
-fn sending(left: Unsent) -> String {
+pub fn sending(left: Unsent) -> String {
     format!("sending {} files, {}", left.file_count, ByteSize(left.bytes))
 }
 

@@ -9,13 +9,18 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::message::Unsent;
-use super::message::{self, LINE_BYTES_MAX, LineError, MountStatus, OutboxReport, Reply, Request};
+use super::message::{
+    self, CacheListing, LINE_BYTES_MAX, LineError, MountStatus, OutboxReport, Reply, Request,
+};
 use super::mountinfo::Mount;
 use super::place::{self, Found};
 use crate::config::Environment;
 
 /// How long a daemon may take to answer what it can answer at once.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long giving the whole cache back may take: a file to remove for each entry.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How much longer than the time it was given a daemon may take.
 const GRACE: Duration = Duration::from_secs(5);
@@ -84,6 +89,21 @@ impl ControlClient {
 
     pub async fn outbox(&self) -> Result<OutboxReport, ControlError> {
         outbox_of(self.ask(&Request::OutboxList, ANSWER_TIMEOUT).await?)
+    }
+
+    pub async fn cache_list(&self) -> Result<CacheListing, ControlError> {
+        match self.ask(&Request::CacheList, ANSWER_TIMEOUT).await? {
+            Reply::Cache(listing) => Ok(listing),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// How many files went, and how many bytes.
+    pub async fn cache_clear(&self) -> Result<(u64, u64), ControlError> {
+        match self.ask(&Request::CacheClear, CLEAR_TIMEOUT).await? {
+            Reply::CacheCleared { file_count, freed_bytes } => Ok((file_count, freed_bytes)),
+            other => Err(unexpected(other)),
+        }
     }
 
     /// Waits for at most `limit` for the daemon's attempts.

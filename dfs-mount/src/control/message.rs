@@ -28,6 +28,11 @@ pub enum Request {
     /// Sends what is unsent, for at most this long; answered with any number of
     /// [`Reply::Progress`], then [`Reply::Drained`].
     Drain { deadline_ms: u64 },
+    /// Answered with [`Reply::Cache`].
+    CacheList,
+    /// Gives back what the servers have too and nobody has open; answered with
+    /// [`Reply::CacheCleared`].
+    CacheClear,
     /// Ends the daemon once its mount is gone; with `detach` it gives the mount up by itself.
     /// Answered with [`Reply::Stopping`]; the connection ends with the daemon.
     Stop { detach: bool },
@@ -41,6 +46,8 @@ pub enum Reply {
     Outbox(OutboxReport),
     Progress(Unsent),
     Drained(OutboxReport),
+    Cache(CacheListing),
+    CacheCleared { file_count: u64, freed_bytes: u64 },
     Stopping,
     Refused { why: String },
 }
@@ -76,6 +83,50 @@ impl OutboxReport {
     /// What an unmount waits for.
     pub fn unsent(&self) -> impl Iterator<Item = &OutboxEntry> {
         self.entries.iter().filter(|entry| entry.state.is_sent_by_itself())
+    }
+}
+
+/// Most that a listing of the cache takes. Units: bytes of paths and [`CACHED_FILE_BYTES`] for each
+/// file. Why: half a line, so that it fits however it is escaped.
+pub const CACHE_LISTING_BYTES_MAX: usize = LINE_BYTES_MAX / 2;
+
+/// What a file takes in a listing beside its path.
+pub const CACHED_FILE_BYTES: usize = 200;
+
+/// A file of which there is content in the cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedFile {
+    /// Its path in the volume when it was opened; `...` stands for directories not known.
+    pub path: String,
+    pub fid: String,
+    pub disk_bytes: u64,
+    pub state: String,
+    pub is_open: bool,
+    /// Since when it is in this state. Seconds since 1970.
+    pub since_secs: i64,
+}
+
+/// What is in a cache, most recently used first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheListing {
+    pub files: Vec<CachedFile>,
+    /// Files that did not fit.
+    pub left_out_count: u64,
+}
+
+impl CacheListing {
+    /// As many of `files` as fit.
+    pub fn of(files: impl IntoIterator<Item = CachedFile>) -> CacheListing {
+        let mut listing = CacheListing::default();
+        let mut bytes = 0;
+        for file in files {
+            bytes += file.path.len() + CACHED_FILE_BYTES;
+            match bytes <= CACHE_LISTING_BYTES_MAX {
+                true => listing.files.push(file),
+                false => listing.left_out_count += 1,
+            }
+        }
+        listing
     }
 }
 

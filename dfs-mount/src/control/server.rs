@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::message::{self, MountStatus, OutboxReport, Reply, Request, Unsent};
+use super::message::{self, CacheListing, MountStatus, OutboxReport, Reply, Request, Unsent};
 
 /// Most connections served at a time. Why: a few commands and a monitor; more is a mistake.
 const CONNECTION_COUNT_MAX: usize = 32;
@@ -42,6 +42,11 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Sends what is unsent until nothing is or `deadline` has passed; tells what is left.
     fn drain(&self, deadline: Duration, progress: Progress) -> BoxFuture<'_, OutboxReport>;
+
+    fn cache(&self) -> BoxFuture<'_, CacheListing>;
+
+    /// Gives back the space of clean, unused files: how many, and how many bytes.
+    fn clear_cache(&self) -> BoxFuture<'_, (u64, u64)>;
 
     /// Begins the daemon's end; returns at once.
     fn stop(&self, detach: bool);
@@ -179,6 +184,11 @@ async fn answer(request: Request, daemon: &dyn Daemon, writer: &mut Writer) -> i
         Request::Drain { deadline_ms } => {
             let left = drain(Duration::from_millis(deadline_ms), daemon, writer).await?;
             Reply::Drained(left)
+        }
+        Request::CacheList => Reply::Cache(daemon.cache().await),
+        Request::CacheClear => {
+            let (file_count, freed_bytes) = daemon.clear_cache().await;
+            Reply::CacheCleared { file_count, freed_bytes }
         }
         Request::Stop { detach } => {
             writer.write_all(&message::encode(&Reply::Stopping)).await?;

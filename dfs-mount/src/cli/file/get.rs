@@ -19,7 +19,7 @@ use super::volume::{Links, Volume, Volumes};
 use crate::cli::CopyArgs;
 use crate::cli::failure::{Context, Failure};
 use crate::cli::output::Output;
-use crate::config::{ByteSize, FileUrl};
+use crate::config::FileUrl;
 use crate::fetch::{Fetcher, Piece};
 
 /// What is to be copied to here.
@@ -78,6 +78,20 @@ impl Get {
         }
         Ok(())
     }
+}
+
+/// Copies one file to a name that is free.
+///
+/// # Errors
+/// A [`Failure`] if it cannot be read or written.
+pub async fn copy_one(
+    volume: &Volume,
+    attr: &Attr,
+    to: &Path,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    let tree = Tree { volume, existing: Existing::Refused, modes: Vec::new() };
+    tree.copy_file(attr, to, output).await
 }
 
 pub fn existing(arguments: &CopyArgs) -> Existing {
@@ -145,12 +159,11 @@ impl Tree<'_> {
         let fetcher = Fetcher::new(self.volume.session().clone());
         let caller = Some(self.volume.caller());
         let mut pieces = fetcher.pieces(caller, &opened).about(|| reading(to))?;
-        let whole = ByteSize(opened.attr.size);
+        let whole = opened.attr.size;
         while let Some(piece) = pieces.try_next().await.about(|| reading(to))? {
             let Piece::Data { offset, bytes } = piece else { continue };
             partial.write_at(&bytes, offset).map_err(|error| not_written(to, error))?;
-            let done = ByteSize(offset + bytes.len() as u64);
-            output.progress(&format!("{}: {done} of {whole}", to.display()));
+            output.advance(&to.display().to_string(), offset + bytes.len() as u64, whole);
         }
         let attr = &opened.attr;
         partial.finish(attr.size, attr.mode, attr.mtime).map_err(|error| not_written(to, error))

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dfs_proto::FsError;
-use dfs_proto::attr::{FileKind, Timestamp};
+use dfs_proto::attr::{Attr, FileKind, Timestamp};
 use dfs_proto::directory::{
     CommitAttr, Create, Durability, LockWait, MakeDir, MakeSymlink, Open, OpenAccess, OpenReply,
     Unlink, Yield,
@@ -27,7 +27,8 @@ use super::volume::{Links, Slot, Volume, Volumes, check_is_file};
 use crate::cli::CopyArgs;
 use crate::cli::failure::{Context, Failure};
 use crate::cli::output::Output;
-use crate::config::{ByteSize, FileUrl, LOCK_TIMEOUT_DEFAULT};
+use crate::config::{FileUrl, LOCK_TIMEOUT_DEFAULT};
+use crate::metrics::Counter;
 use crate::writeback::{SendFile, send_file};
 
 /// What is to be copied into a volume.
@@ -196,19 +197,35 @@ impl Tree<'_> {
         if !found.is_file() {
             return Err(Failure::failed(reading(from), "it is no file any more"));
         }
-        output.progress(&format!("{}: {}", from.display(), ByteSize(found.len())));
         let (opened, is_new) = self.open(to, &found).await.map_err(|error| refused(from, error))?;
-        let stored = self.store(source, &found, &opened).await;
+        let name = from.display().to_string();
+        let metrics = self.volume.session().metrics();
+        let before = metrics.value(Counter::StoredBytes);
+        let sent = || metrics.value(Counter::StoredBytes) - before;
+        let store = self.store(source, &found, &opened);
+        let stored = output.advance_while(&name, found.len(), sent, store).await;
+        self.end(to, &opened, is_new && stored.is_err()).await;
+        stored.about(|| writing(from))
+    }
+
+    /// Gives the lock back, and takes a new file back whose content did not come.
+    async fn end(&self, to: &Slot, opened: &OpenReply, is_void: bool) {
         if let Some(grant) = &opened.write {
             let request = Yield { fid: opened.attr.fid, token: grant.token };
             if let Err(error) = self.volume.call(&request).await {
                 tracing::debug!(%error, "the lock goes with the session");
             }
         }
-        if stored.is_err() && is_new {
+        if is_void {
             self.remove(to, opened.attr.fid).await;
         }
-        stored.about(|| writing(from))
+    }
+
+    /// Opens exactly the version that was edited.
+    async fn open_version(&self, base: &Attr) -> Result<OpenReply, FsError> {
+        let access = OpenAccess::Write { wait: lock_wait(), read: false };
+        let open = Open { fid: base.fid, access, have: None };
+        self.call_waiting(&open).await
     }
 
     /// Makes the file, or opens the one that may be replaced; says whether it is new.
@@ -275,6 +292,33 @@ impl Tree<'_> {
             tracing::warn!(%error, name = %slot.name, "an empty file is left behind");
         }
     }
+}
+
+/// Stores one local file on top of the version `base`, or under a name that is free.
+///
+/// # Errors
+/// A [`Failure`] if it is not that version any more, or the content cannot be stored.
+pub async fn store_one(
+    volume: &Volume,
+    from: &Path,
+    to: &Slot,
+    base: Option<&Attr>,
+) -> Result<(), Failure> {
+    let tree = Tree { volume, is_overwriting: false };
+    let source = File::open(from).about(|| reading(from))?;
+    let found = source.metadata().about(|| reading(from))?;
+    let opened = match base {
+        Some(base) => tree.open_version(base).await,
+        None => tree.open(to, &found).await.map(|(opened, _)| opened),
+    };
+    let opened = opened.about(|| writing(from))?;
+    let is_moved_on = base.is_some_and(|base| base.data_version != opened.attr.data_version);
+    let stored = match is_moved_on {
+        true => Err(Failure::failed(writing(from), "somebody else changed the file meanwhile")),
+        false => tree.store(source, &found, &opened).await.about(|| writing(from)),
+    };
+    tree.end(to, &opened, base.is_none() && stored.is_err()).await;
+    stored
 }
 
 /// What a local directory holds, with the places it goes to.

@@ -6,7 +6,7 @@ use dfs_proto::FsError;
 use dfs_proto::admin::Role;
 use dfs_proto::attr::{Attr, FileKind};
 use dfs_proto::credential::Identity;
-use dfs_proto::directory::{Lookup, Open, OpenAccess, OpenReply, ReadDir, ReadLink};
+use dfs_proto::directory::{GetAttr, Lookup, Open, OpenAccess, OpenReply, ReadDir, ReadLink};
 use dfs_proto::dirent::DirEntry;
 use dfs_proto::id::FileId;
 use dfs_proto::limits::DIR_PAGE_ENTRIES_MAX;
@@ -150,6 +150,12 @@ impl Volume {
     pub async fn look_up(&self, slot: &Slot) -> Result<Attr, FsError> {
         let request = Lookup { parent: slot.parent, name: slot.name.clone() };
         Ok(self.call(&request).await?.attr)
+    }
+
+    /// # Errors
+    /// `Stale`.
+    pub async fn attributes(&self, fid: FileId) -> Result<Attr, FsError> {
+        Ok(self.call(&GetAttr { fid }).await?.attr)
     }
 
     /// All entries of a directory, by name.

@@ -1,6 +1,6 @@
 use super::*;
 use crate::control::client::{ControlClient, ControlError};
-use crate::control::message::OutboxEntry;
+use crate::control::message::{CachedFile, OutboxEntry};
 use crate::control::mountinfo::{Device, Mount};
 use crate::control::place;
 use crate::writeback::OutboxState;
@@ -45,6 +45,15 @@ impl Daemon for Scripted {
             }
             OutboxReport { entries: vec![entry()] }
         })
+    }
+
+    fn cache(&self) -> BoxFuture<'_, CacheListing> {
+        let file = CachedFile { path: "kept".into(), disk_bytes: 4096, ..CachedFile::default() };
+        Box::pin(std::future::ready(CacheListing::of([file])))
+    }
+
+    fn clear_cache(&self) -> BoxFuture<'_, (u64, u64)> {
+        Box::pin(std::future::ready((1, 4096)))
     }
 
     fn stop(&self, _detach: bool) {

@@ -6,8 +6,11 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::{Freed, Listed};
 use crate::config::MountConfig;
-use crate::control::message::{self, CacheStatus, MountStatus, OutboxReport, Unsent};
+use crate::control::message::{
+    self, CacheListing, CacheStatus, CachedFile, MountStatus, OutboxReport, Unsent,
+};
 use crate::control::server::{Daemon, Progress};
 use crate::vfs::Parts;
 use crate::writeback::OutboxItem;
@@ -79,6 +82,17 @@ fn entry(item: OutboxItem) -> message::OutboxEntry {
     }
 }
 
+fn cached(entry: Listed) -> CachedFile {
+    CachedFile {
+        path: entry.hint,
+        fid: entry.fid.to_string(),
+        disk_bytes: entry.disk_bytes,
+        state: entry.state.to_owned(),
+        is_open: entry.is_open,
+        since_secs: entry.since.secs,
+    }
+}
+
 impl Daemon for Service {
     fn status(&self) -> BoxFuture<'_, MountStatus> {
         Box::pin(async { self.now() })
@@ -103,6 +117,21 @@ impl Daemon for Service {
             let left = self.parts.writeback.drain(deadline, tell).await;
             let entries = left.unsent.into_iter().chain(left.kept).map(entry).collect();
             OutboxReport { entries }
+        })
+    }
+
+    fn cache(&self) -> BoxFuture<'_, CacheListing> {
+        let files = self.parts.cache.entries().into_iter().rev().map(cached);
+        let listing = CacheListing::of(files);
+        Box::pin(std::future::ready(listing))
+    }
+
+    fn clear_cache(&self) -> BoxFuture<'_, (u64, u64)> {
+        let cache = self.parts.cache.clone();
+        let clear = tokio::task::spawn_blocking(move || cache.clear());
+        Box::pin(async move {
+            let Freed { file_count, bytes } = clear.await.unwrap_or_default();
+            (file_count, bytes)
         })
     }
 
