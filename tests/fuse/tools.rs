@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -152,6 +153,33 @@ fn bench_measures_a_mount_and_leaves_nothing() {
 }
 
 #[test]
+fn a_terminal_sees_how_far_a_copy_is_and_a_pipe_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let large = dir.path().join("large");
+    let bytes: Vec<u8> = (0..64_u32 << 20).map(|index| (index >> 3) as u8 ^ index as u8).collect();
+    fs::write(&large, bytes).unwrap();
+    for (source, target) in [
+        (large.display().to_string(), server.path("large")),
+        (server.path("large"), dir.path().join("back").display().to_string()),
+    ] {
+        let verb = if source.starts_with("dfs:") { "get" } else { "put" };
+        let plain = client.dfs(&[]);
+        let line = format!("'{}' {verb} '{source}' '{target}'", plain.get_program().display());
+        let mut terminal = Command::new("script");
+        terminal.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null());
+        let environment = plain.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let shown = run(terminal.envs(environment)).stdout;
+        let shown = String::from_utf8_lossy(&shown);
+        assert!(shown.contains("/64.00 MiB"), "{verb}: {shown:?}");
+    }
+    let quiet = dir.path().join("quiet");
+    let quiet = run(&mut client.dfs(&["get", &server.path("large"), quiet.to_str().unwrap()]));
+    assert!(quiet.stderr.is_empty(), "{}", String::from_utf8_lossy(&quiet.stderr));
+}
+
+#[test]
 fn bash_completes_verbs_with_the_script_that_is_printed() {
     let dir = tempfile::tempdir().unwrap();
     let client = Client::stranger(dir.path());
@@ -160,6 +188,6 @@ fn bash_completes_verbs_with_the_script_that_is_printed() {
     fs::write(&file, script).unwrap();
     let complete = "source \"$0\"; COMP_WORDS=(dfs umo); COMP_CWORD=1; \
                     _dfs dfs umo dfs; echo \"${COMPREPLY[@]}\"";
-    let output = run(std::process::Command::new("bash").args(["-c", complete]).arg(&file));
+    let output = run(Command::new("bash").args(["-c", complete]).arg(&file));
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "umount");
 }

@@ -81,11 +81,16 @@ fn a_failure_shows_what_why_and_what_to_try() {
 fn progress_is_shown_only_where_somebody_looks_and_wiped_afterwards() {
     let (mut output, _, err) = captured(false);
     output.progress("1 of 2");
-    assert_eq!(err.text(), "");
+    output.advance("file", 1, 2);
+    assert!(output.progress.is_none());
     output.shows_progress = true;
     output.progress("1 of 2");
+    output.advance("file", 1, 2);
+    let (shown, bar) = output.progress.as_ref().unwrap();
+    assert_eq!((shown.as_str(), bar.position(), bar.length()), ("file", 1, Some(2)));
     output.note("done");
-    assert_eq!(err.text(), "\r\x1b[K1 of 2\r\x1b[Kdone\n");
+    assert!(output.progress.is_none());
+    assert_eq!(err.text(), "done\n");
 }
 
 struct Gone;

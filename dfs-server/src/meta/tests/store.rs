@@ -131,7 +131,7 @@ async fn pairs_stay_equal(engine: Arc<impl Engine>) {
                 assert!(first >= last, "went back from {last} to {first}");
                 last = first;
                 get(&store, &format!("other{}", last % 5)).await;
-                // What is in memory needs no wait: without this, a worker's other tasks get no turn.
+                // What is in memory needs no wait; a worker's other tasks need their turn.
                 tokio::task::yield_now().await;
             }
             Ok::<_, FsError>(())
