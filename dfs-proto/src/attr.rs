@@ -63,6 +63,8 @@ pub struct Attr {
     pub rdev: u32,
     pub data_version: DataVersion,
     pub dir_version: DirVersion,
+    /// Bytes of all extended attributes, names and values; 0: there are none.
+    pub xattr_bytes: u32,
 }
 
 /// What `setattr` changes; `None` leaves a field as it is.

@@ -1,5 +1,7 @@
 //! The directory service: names, attributes, versions, placement, and the one commit point.
 
+mod xattr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp, VolumeSpace};
@@ -31,6 +33,7 @@ macro_rules! rpc {
     };
 }
 pub(crate) use rpc;
+pub use xattr::{GetXattr, ListXattr, RemoveXattr, SetXattr, XattrRule};
 
 /// Attributes as of a point in the volume's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

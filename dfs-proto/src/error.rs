@@ -108,6 +108,8 @@ pub enum FsError {
     /// Made by whoever calls, not by a server: nobody was asked anything.
     #[error("{whom} does not prove that it is of our cell: {what}")]
     NotOfCell { whom: String, what: String },
+    #[error("no such extended attribute")]
+    NoAttribute,
 }
 
 impl FsError {
@@ -140,6 +142,7 @@ impl FsError {
             FsError::NoSpace { .. } => 12,
             FsError::ReadOnly => 13,
             FsError::Stale => 14,
+            FsError::NoAttribute => 15,
             FsError::Conflict { .. } => 20,
             FsError::Fenced => 21,
             FsError::LockBusy { .. } => 22,

@@ -27,5 +27,6 @@ pub mod name;
 pub mod rpc;
 pub mod session;
 pub mod version;
+pub mod xattr;
 
 pub use error::FsError;

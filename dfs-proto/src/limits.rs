@@ -8,6 +8,23 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// Longest target of a symbolic link. Units: bytes. Source: PATH_MAX less the NUL.
 pub const SYMLINK_BYTES_MAX: usize = 4095;
 
+/// Longest name of an extended attribute, with its namespace. Units: bytes. Source: XATTR_NAME_MAX.
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+
+/// Longest value of an extended attribute. Units: bytes. Source: XATTR_SIZE_MAX.
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+
+/// Most bytes of the names of an inode's extended attributes, with a NUL behind each.
+///
+/// Why: listxattr(2) can give no more (XATTR_LIST_MAX), so every list there is can be read.
+pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
+
+/// Most bytes of all extended attributes of an inode, names and values.
+///
+/// Why 256 KiB: some values of the largest size, as Samba's alternate data streams are; and what is
+/// kept in one row, written whole with each change, stays as small as a chunk.
+pub const XATTR_INODE_BYTES_MAX: usize = 256 << 10;
+
 /// Most names of one inode. Why: the inode's row keeps the list of (parent, name).
 pub const LINK_COUNT_MAX: u32 = 1024;
 

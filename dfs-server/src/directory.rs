@@ -19,6 +19,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod volume;
+mod xattr;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -39,6 +39,7 @@ pub const LAYERS: [Layers; 3] = [
                 "error",
                 "limits",
                 "credential",
+                "xattr",
             ],
         ],
         siblings: true,

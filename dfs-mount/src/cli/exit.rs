@@ -70,7 +70,7 @@ pub fn judge(error: &FsError) -> (Exit, Option<&'static str>) {
         FsError::Exists => (Exit::Failed, None),
         FsError::NotDirectory => (Exit::Failed, None),
         FsError::IsDirectory => (Exit::Failed, None),
-        FsError::NotEmpty => (Exit::Failed, None),
+        FsError::NotEmpty | FsError::NoAttribute => (Exit::Failed, None),
         FsError::AccessDenied | FsError::NotPermitted => {
             (Exit::Refused, Some("check who you are with dfs whoami"))
         }

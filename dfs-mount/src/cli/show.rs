@@ -98,6 +98,7 @@ pub(crate) mod tests {
             rdev: 0,
             data_version: DataVersion::new(Epoch(1), 9),
             dir_version: DirVersion::default(),
+            xattr_bytes: 0,
         }
     }
 

@@ -35,6 +35,7 @@ fn of_io(error: &std::io::Error) -> Errno {
 fn of_fs(error: &FsError) -> Errno {
     match error {
         FsError::NotFound => Errno::ENOENT,
+        FsError::NoAttribute => Errno::ENODATA,
         FsError::Exists => Errno::EEXIST,
         FsError::NotDirectory => Errno::ENOTDIR,
         FsError::IsDirectory => Errno::EISDIR,

@@ -419,6 +419,7 @@ pub(super) fn attr(fid: FileId, kind: FileKind) -> Attr {
         rdev: 0,
         data_version: DataVersion::default(),
         dir_version: dfs_proto::version::DirVersion::default(),
+        xattr_bytes: 0,
     }
 }
 

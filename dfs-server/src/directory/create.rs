@@ -104,7 +104,9 @@ pub struct NewLink {
     pub has_room: bool,
 }
 
-fn check_room(has_room: bool) -> Result<(), FsError> {
+/// # Errors
+/// `NoSpace`, unless the metadata's disk has space for something new.
+pub fn check_room(has_room: bool) -> Result<(), FsError> {
     let what = || "the metadata's disk is nearly full: remove something, or enlarge it".to_owned();
     if has_room { Ok(()) } else { Err(FsError::NoSpace { what: what() }) }
 }

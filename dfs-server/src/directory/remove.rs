@@ -10,7 +10,7 @@ use dfs_proto::id::{FileId, InodeNo};
 use dfs_proto::name::Name;
 
 use super::permission;
-use super::rows::{self, EntryChange, InodeRow, dirent_key, inode_key, manifest_key};
+use super::rows::{self, EntryChange, InodeRow, dirent_key, inode_key, manifest_key, xattr_key};
 use crate::meta::{Abort, Txn};
 
 /// A name to take away.
@@ -74,7 +74,10 @@ pub fn drop_name(
     }
     txn.delete(&inode_key(fid.volume, fid.inode));
     txn.delete(&manifest_key(fid.volume, fid.inode));
-    let stored = i64::try_from(row.stored_bytes).unwrap_or(i64::MAX);
-    rows::count(txn, fid.volume, -1, -stored)?;
+    if row.xattr_bytes > 0 {
+        txn.delete(&xattr_key(fid.volume, fid.inode));
+    }
+    let used = row.stored_bytes.saturating_add(u64::from(row.xattr_bytes));
+    rows::count(txn, fid.volume, -1, -i64::try_from(used).unwrap_or(i64::MAX))?;
     Ok(attr)
 }

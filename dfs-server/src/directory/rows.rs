@@ -1,22 +1,29 @@
 //! The directory's rows and their keys. STORAGE.md's key table describes them.
 
+mod older;
+
 use dfs_proto::FsError;
 use dfs_proto::attr::{Attr, FileKind, Timestamp};
 use dfs_proto::id::{FileId, InodeNo, NodeId, SessionId, VolumeId};
 use dfs_proto::manifest::Manifest;
 use dfs_proto::name::Name;
 use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken};
+use dfs_proto::xattr::{XattrName, XattrValue};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ledger::LedgerRow;
-use crate::meta::{Abort, Key, KeyBytes, ReadTxn, Record, Space, Txn, key};
+use crate::meta::record::from_previous;
+use crate::meta::{Abort, Key, KeyBytes, ReadTxn, Record, RecordError, Space, Txn, key};
+use older::InodeRowV1;
 
 const VOLUME_TAG: u8 = 1;
 const INODE_TAG: u8 = 2;
 const DIRENT_TAG: u8 = 3;
 const MANIFEST_TAG: u8 = 4;
 const LEDGER_TAG: u8 = 5;
+const XATTR_TAG: u8 = 6;
 
 /// A volume's policy and counters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,10 +76,16 @@ pub struct InodeRow {
     pub lagging: Vec<NodeId>,
     /// A symbolic link's target.
     pub target: Vec<u8>,
+    /// Bytes of names and values in its row of extended attributes; 0: there is no such row.
+    pub xattr_bytes: u32,
 }
 
 impl Record for InodeRow {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn from_older(version: u8, body: &[u8]) -> Result<InodeRow, RecordError> {
+        from_previous::<InodeRowV1, InodeRow>(version, body)
+    }
 }
 
 impl InodeRow {
@@ -96,6 +109,7 @@ impl InodeRow {
             rdev: self.rdev,
             data_version: self.data_version,
             dir_version: self.dir_version,
+            xattr_bytes: self.xattr_bytes,
         }
     }
 }
@@ -118,6 +132,20 @@ pub struct ManifestRow {
 }
 
 impl Record for ManifestRow {
+    const VERSION: u8 = 1;
+}
+
+/// All extended attributes of an inode.
+///
+/// One row, as its size is bounded: so they are listed, changed and removed at once, and one look
+/// finds all. An inode without any has none, and says so itself: most inodes have none, and looking
+/// for what is not there would be asking the engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XattrRow {
+    pub attributes: BTreeMap<XattrName, XattrValue>,
+}
+
+impl Record for XattrRow {
     const VERSION: u8 = 1;
 }
 
@@ -147,6 +175,10 @@ pub fn name_of_dirent(bytes: &[u8]) -> Option<Name> {
 
 pub fn manifest_key(volume: VolumeId, inode: InodeNo) -> Key<ManifestRow> {
     Key::new(Space::from(volume), MANIFEST_TAG, &[&inode.0.to_be_bytes()])
+}
+
+pub fn xattr_key(volume: VolumeId, inode: InodeNo) -> Key<XattrRow> {
+    Key::new(Space::from(volume), XATTR_TAG, &[&inode.0.to_be_bytes()])
 }
 
 /// Where the ledgers of a volume's sessions begin and end.

@@ -16,6 +16,7 @@ mod ops;
 mod permissions;
 mod records;
 mod rename;
+mod xattrs;
 
 use dfs_proto::attr::{FileKind, Timestamp};
 use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken};
@@ -46,5 +47,6 @@ pub fn inode_row(kind: FileKind) -> InodeRow {
         replicas: Vec::new(),
         lagging: Vec::new(),
         target: Vec::new(),
+        xattr_bytes: 0,
     }
 }

@@ -110,6 +110,7 @@ pub fn new_inode(
         replicas: Vec::new(),
         lagging: Vec::new(),
         target: Vec::new(),
+        xattr_bytes: 0,
     }
 }
 

@@ -6,6 +6,7 @@ use dfs_proto::FsError;
 pub fn http_status(error: &FsError) -> u16 {
     match error {
         FsError::NotFound | FsError::Stale | FsError::UnknownVolume { .. } => 404,
+        FsError::NoAttribute => 404,
         FsError::ChunkMissing(_) => 404,
         FsError::UnknownOperation { .. } => 404,
         FsError::Exists

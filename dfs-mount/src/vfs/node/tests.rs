@@ -43,6 +43,7 @@ fn attr(size: u64, version: u64) -> Attr {
         rdev: 0,
         data_version: DataVersion::new(Epoch(1), version),
         dir_version: DirVersion::default(),
+        xattr_bytes: 0,
     }
 }
 

@@ -15,9 +15,9 @@ use dfs_proto::codec;
 use dfs_proto::credential::{ActAs, Identity, Ticket, TicketHolder};
 use dfs_proto::directory::{
     Change, ChangeAttr, Commit, CommitAttr, CommitReply, Create, CreateReply, Durability,
-    EntryReply, GetAttr, LockWait, Lookup, MakeDir, MakeLink, MakeNode, MakeSymlink, NodeAddress,
-    NodeHeartbeat, Open, OpenAccess, OpenReply, RemoveDir, Rename, RenameReply, RenameRule, Unlink,
-    WriteGrant, Yield,
+    EntryReply, GetAttr, GetXattr, ListXattr, LockWait, Lookup, MakeDir, MakeLink, MakeNode,
+    MakeSymlink, NodeAddress, NodeHeartbeat, Open, OpenAccess, OpenReply, RemoveDir, RemoveXattr,
+    Rename, RenameReply, RenameRule, SetXattr, Unlink, WriteGrant, XattrRule, Yield,
 };
 use dfs_proto::id::{FileId, NodeId, OpId, SessionId, VolumeId};
 use dfs_proto::limits::HEAD_BYTES_MAX;
@@ -25,6 +25,7 @@ use dfs_proto::lock::{EndSession, Grant, Recalls, Release};
 use dfs_proto::manifest::{Extent, Manifest};
 use dfs_proto::name::Name;
 use dfs_proto::session::OpenSession;
+use dfs_proto::xattr::{XattrName, XattrValue};
 
 use super::nodes::FakeNode;
 use crate::directory::{Directory, Peers, Volume};
@@ -176,6 +177,10 @@ pub fn name(text: &str) -> Name {
     Name::parse(text.as_bytes()).unwrap()
 }
 
+pub fn xattr(text: &str) -> XattrName {
+    XattrName::parse(text.as_bytes()).unwrap()
+}
+
 pub fn manifest(chunks: &[&[u8]]) -> Manifest {
     let extent = |bytes: &&[u8]| Extent::Chunk {
         hash: ChunkHash::of(bytes),
@@ -305,6 +310,34 @@ impl User {
         gid: Option<u32>,
     ) -> Result<Attr, FsError> {
         self.set(fid, SetAttr { uid, gid, ..SetAttr::default() }).await
+    }
+
+    pub async fn set_xattr(
+        &self,
+        fid: FileId,
+        at: &str,
+        value: &[u8],
+        rule: XattrRule,
+    ) -> Result<Attr, FsError> {
+        let value = XattrValue::parse(value).unwrap();
+        let request = SetXattr { fid, name: xattr(at), value, rule };
+        Ok(self.directory().set_xattr(self.context(), request).await?.attr)
+    }
+
+    pub async fn remove_xattr(&self, fid: FileId, at: &str) -> Result<Attr, FsError> {
+        let request = RemoveXattr { fid, name: xattr(at) };
+        Ok(self.directory().remove_xattr(self.context(), request).await?.attr)
+    }
+
+    pub async fn xattr(&self, fid: FileId, at: &str) -> Result<Vec<u8>, FsError> {
+        let request = GetXattr { fid, name: xattr(at) };
+        let value = self.directory().get_xattr(self.context(), request).await?;
+        Ok(value.as_bytes().to_vec())
+    }
+
+    pub async fn xattrs(&self, fid: FileId) -> Result<Vec<String>, FsError> {
+        let names = self.directory().list_xattr(self.context(), ListXattr { fid }).await?;
+        Ok(names.iter().map(ToString::to_string).collect())
     }
 
     pub async fn lookup(&self, parent: FileId, at: &str) -> Result<Attr, FsError> {

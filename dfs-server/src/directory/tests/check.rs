@@ -9,8 +9,10 @@ use dfs_proto::name::Name;
 
 use super::cell::{Cell, VOLUME, name};
 use crate::directory::rows::{
-    self, DirentRow, InodeRow, ManifestRow, dirent_key, inode_key, manifest_key, name_of_dirent,
+    self, DirentRow, InodeRow, ManifestRow, XattrRow, dirent_key, inode_key, manifest_key,
+    name_of_dirent, xattr_key,
 };
+use crate::directory::xattr::bytes_of;
 use crate::meta::{Record, key};
 
 /// All rows of a volume.
@@ -18,6 +20,7 @@ pub struct Rows {
     inodes: BTreeMap<InodeNo, Arc<InodeRow>>,
     entries: BTreeMap<(InodeNo, Name), DirentRow>,
     manifests: BTreeMap<InodeNo, Arc<ManifestRow>>,
+    xattrs: BTreeMap<InodeNo, Arc<XattrRow>>,
 }
 
 type Found<R> = Vec<(Vec<u8>, Arc<R>)>;
@@ -38,6 +41,7 @@ impl Rows {
         let inodes = scan::<InodeRow>(cell, inode_key(VOLUME, zero).bytes()).await;
         let manifests = scan::<ManifestRow>(cell, manifest_key(VOLUME, zero).bytes()).await;
         let entries = scan::<DirentRow>(cell, dirent_key(VOLUME, zero, &name("x")).bytes()).await;
+        let xattrs = scan::<XattrRow>(cell, xattr_key(VOLUME, zero).bytes()).await;
         let named = |(key, row): (Vec<u8>, Arc<DirentRow>)| {
             ((number(&key), name_of_dirent(&key).unwrap()), *row)
         };
@@ -45,6 +49,7 @@ impl Rows {
             inodes: inodes.into_iter().map(|(key, row)| (number(&key), row)).collect(),
             entries: entries.into_iter().map(named).collect(),
             manifests: manifests.into_iter().map(|(key, row)| (number(&key), row)).collect(),
+            xattrs: xattrs.into_iter().map(|(key, row)| (number(&key), row)).collect(),
         }
     }
 
@@ -86,6 +91,18 @@ impl Rows {
         }
     }
 
+    /// Every row of attributes belongs to an inode, which knows its size.
+    fn check_xattrs(&self) {
+        for (inode, row) in &self.inodes {
+            let kept = self.xattrs.get(inode).map_or(0, |row| bytes_of(&row.attributes));
+            assert_eq!(row.xattr_bytes as usize, kept, "extended attributes of {inode:?}");
+        }
+        for (inode, row) in &self.xattrs {
+            assert!(self.inodes.contains_key(inode), "extended attributes of nothing, {inode:?}");
+            assert!(!row.attributes.is_empty(), "an empty row of {inode:?}");
+        }
+    }
+
     fn check_reaches_root(&self, from: InodeNo) {
         let mut at = from;
         for _ in 0..=self.inodes.len() {
@@ -106,9 +123,11 @@ pub async fn check(cell: &Cell) {
     for inode in rows.manifests.keys() {
         assert_eq!(rows.inodes[inode].kind, FileKind::File, "content of {inode:?}");
     }
+    rows.check_xattrs();
     let volume = cell.volume.store.read(|txn| rows::volume(txn, VOLUME)).await.unwrap();
     assert_eq!(volume.inode_count as usize, rows.inodes.len(), "inodes of the volume");
-    let stored: u64 = rows.inodes.values().map(|row| row.stored_bytes).sum();
+    let used = |row: &Arc<InodeRow>| row.stored_bytes + u64::from(row.xattr_bytes);
+    let stored: u64 = rows.inodes.values().map(used).sum();
     assert_eq!(volume.used_bytes, stored, "bytes of the volume");
     let last = rows.inodes.keys().next_back().unwrap();
     assert!(volume.next_inode > last.0, "the next inode number is taken");

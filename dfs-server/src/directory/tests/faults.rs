@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dfs_proto::FsError;
 use dfs_proto::clock::ManualClock;
-use dfs_proto::directory::{MakeDir, RenameRule};
+use dfs_proto::directory::{MakeDir, RenameRule, XattrRule};
 use dfs_proto::id::FileId;
 use futures_util::future::join_all;
 
@@ -31,7 +31,8 @@ impl Faulty {
         let ann = cell.user(1, 1000).await;
         let d = ann.mkdir(cell.root, "d", 0o755).await.unwrap().attr.fid;
         let e = ann.mkdir(cell.root, "e", 0o755).await.unwrap().attr.fid;
-        ann.file(d, "f", 0o644).await.unwrap();
+        let file = ann.file(d, "f", 0o644).await.unwrap().attr.fid;
+        ann.set_xattr(file, "user.kept", b"1", XattrRule::Any).await.unwrap();
         Faulty { cell, faults, ann, d, e }
     }
 
@@ -48,6 +49,9 @@ impl Faulty {
             5 => ann.rmdir(self.cell.root, "e").await.map(drop),
             6 => ann.rename((*d, "f"), (*e, "g"), RenameRule::Replace).await.map(drop),
             7 => ann.chmod(file, 0o600).await.map(drop),
+            8 => ann.set_xattr(file, "user.new", b"2", XattrRule::Create).await.map(drop),
+            9 => ann.set_xattr(file, "user.kept", b"2", XattrRule::Replace).await.map(drop),
+            10 => ann.remove_xattr(file, "user.kept").await.map(drop),
             _ => ann.create(*e, "x", true).await.map(drop),
         }
     }
@@ -57,13 +61,19 @@ impl Faulty {
         let mut seen = Vec::new();
         let root = cell.root;
         for (dir, at) in [(root, "d"), (root, "e"), (self.d, "f"), (self.e, "x"), (self.e, "g")] {
-            seen.push(ann.lookup(dir, at).await.ok().map(|attr| format!("{attr:?}")));
+            let Ok(attr) = ann.lookup(dir, at).await else {
+                seen.push(None);
+                continue;
+            };
+            let kept = ann.xattr(attr.fid, "user.kept").await;
+            let names = ann.xattrs(attr.fid).await;
+            seen.push(Some(format!("{attr:?} {kept:?} {names:?}")));
         }
         seen
     }
 }
 
-const MUTATIONS: usize = 9;
+const MUTATIONS: usize = 12;
 
 #[tokio::test]
 async fn a_mutation_that_the_engine_refuses_leaves_nothing() {
@@ -215,6 +225,9 @@ async fn on_a_nearly_full_disk_nothing_new_is_made_and_everything_else_goes_on()
     assert_eq!(ann.mkdir(d, "f", 0o755).await, Err(FsError::Exists), "as ever");
     assert!(!ann.create(d, "f", false).await.unwrap().created, "what is there can be opened");
     ann.chmod(file, 0o600).await.unwrap();
+    refused(ann.set_xattr(file, "user.new", b"2", XattrRule::Any).await.unwrap_err());
+    ann.set_xattr(file, "user.kept", b"2", XattrRule::Any).await.unwrap();
+    ann.remove_xattr(file, "user.kept").await.unwrap();
     ann.rename((d, "f"), (e, "moved"), RenameRule::Replace).await.unwrap();
     ann.unlink(e, "moved").await.unwrap();
     ann.rmdir(cell.root, "d").await.unwrap();

@@ -1,12 +1,12 @@
 //! Random operations of several users, beside a tree in memory that follows Linux: namei.c for the
-//! order in which a mutation's checks are made, attr.c for who may change what.
+//! order in which a mutation's checks are made, attr.c and xattr.c for who may change what.
 
 use std::collections::BTreeMap;
 
 use dfs_proto::FsError;
 use dfs_proto::attr::FileKind;
 use dfs_proto::credential::Identity;
-use dfs_proto::directory::{ReadDir, RenameRule};
+use dfs_proto::directory::{ReadDir, RenameRule, XattrRule};
 use dfs_proto::dirent::DirEntry;
 use dfs_proto::id::FileId;
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop_oneof, proptest};
@@ -15,6 +15,8 @@ use super::cell::{Cell, User};
 use super::check::check;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Names of extended attributes.
+const XATTRS: [&str; 3] = ["user.a", "user.b", "trusted.a"];
 const ROOT: usize = 0;
 /// Root, two users of group 100, of whom the second is also in group 50.
 const USERS: usize = 3;
@@ -29,6 +31,9 @@ enum Op {
     Chmod { node: usize, mode: u32 },
     Chown { node: usize, uid: Option<u32>, gid: Option<u32> },
     Lookup { dir: usize, name: usize },
+    SetXattr { node: usize, name: usize, value: u8, rule: XattrRule },
+    RemoveXattr { node: usize, name: usize },
+    GetXattr { node: usize, name: usize },
 }
 
 #[derive(Clone, Debug)]
@@ -41,6 +46,7 @@ struct Node {
     children: BTreeMap<&'static str, usize>,
     parent: usize,
     is_gone: bool,
+    xattrs: BTreeMap<&'static str, u8>,
 }
 
 impl Node {
@@ -69,6 +75,7 @@ impl Model {
             children: BTreeMap::new(),
             parent: ROOT,
             is_gone: false,
+            xattrs: BTreeMap::new(),
         };
         Model { nodes: vec![root] }
     }
@@ -132,9 +139,9 @@ impl Model {
                 mode &= !0o2000;
             }
         }
-        let children = BTreeMap::new();
-        let (uid, is_gone) = (who.uid, false);
-        self.nodes.push(Node { kind, mode, uid, gid, children, parent: dir, is_gone });
+        let (children, xattrs) = (BTreeMap::new(), BTreeMap::new());
+        let (uid, parent, is_gone) = (who.uid, dir, false);
+        self.nodes.push(Node { kind, mode, uid, gid, children, parent, is_gone, xattrs });
         let node = self.nodes.len() - 1;
         self.nodes[dir].children.insert(NAMES[name], node);
         Ok(())
@@ -253,6 +260,31 @@ impl Model {
         Ok(())
     }
 
+    /// xattr_permission(): who may not know of one is told that there is none.
+    fn may_xattr(&self, who: &Identity, node: usize, name: usize, write: bool) -> Done {
+        let it = &self.nodes[node];
+        unless(!it.is_gone, FsError::Stale)?;
+        let refused = if write { FsError::NotPermitted } else { FsError::NoAttribute };
+        if XATTRS[name].starts_with("trusted.") {
+            return unless(who.uid == 0, refused);
+        }
+        unless(matches!(it.kind, FileKind::File | FileKind::Directory), refused)?;
+        let is_sticky = it.is_dir() && it.mode & 0o1000 != 0;
+        let owns = [0, it.uid].contains(&who.uid);
+        unless(!write || !is_sticky || owns, FsError::NotPermitted)?;
+        unless(self.may(node, who, if write { 2 } else { 4 }), FsError::AccessDenied)
+    }
+
+    fn set_xattr(&mut self, who: &Identity, op: (usize, usize, u8), rule: XattrRule) -> Done {
+        let (node, name, value) = op;
+        self.may_xattr(who, node, name, true)?;
+        let has = self.nodes[node].xattrs.contains_key(XATTRS[name]);
+        unless(!has || rule != XattrRule::Create, FsError::Exists)?;
+        unless(has || rule != XattrRule::Replace, FsError::NoAttribute)?;
+        self.nodes[node].xattrs.insert(XATTRS[name], value);
+        Ok(())
+    }
+
     fn run(&mut self, who: &Identity, op: &Op) -> Done {
         match *op {
             Op::Make { kind, dir, name, mode } => self.make(who, (kind, dir, name, mode)),
@@ -266,6 +298,19 @@ impl Model {
                 self.walk(dir, who)?;
                 self.child(dir, name).map(drop).ok_or(FsError::NotFound)
             }
+            Op::SetXattr { node, name, value, rule } => {
+                self.set_xattr(who, (node, name, value), rule)
+            }
+            Op::RemoveXattr { node, name } => {
+                self.may_xattr(who, node, name, true)?;
+                let removed = self.nodes[node].xattrs.remove(XATTRS[name]);
+                removed.map(drop).ok_or(FsError::NoAttribute)
+            }
+            Op::GetXattr { node, name } => {
+                self.may_xattr(who, node, name, false)?;
+                let found = self.nodes[node].xattrs.get(XATTRS[name]);
+                found.map(drop).ok_or(FsError::NoAttribute)
+            }
         }
     }
 
@@ -275,9 +320,10 @@ impl Model {
             let node = &self.nodes[*child];
             let dirs = node.children.values().filter(|it| self.nodes[**it].is_dir()).count();
             let links = if node.is_dir() { 2 + dirs } else { self.links(*child) };
-            let Node { kind, mode, uid, gid, children, .. } = node;
+            let Node { kind, mode, uid, gid, children, xattrs, .. } = node;
             let size = if *kind == FileKind::Symlink { 3 } else { children.len() };
-            lines.push(format!("{path}/{name} {kind:?} {mode:o} {uid}:{gid} {links} {size}"));
+            let owner = format!("{uid}:{gid} {xattrs:?}");
+            lines.push(format!("{path}/{name} {kind:?} {mode:o} {owner} {links} {size}"));
             self.tree(*child, &format!("{path}/{name}"), lines);
         }
     }
@@ -328,6 +374,13 @@ impl Real {
             Op::Chmod { node, mode } => user.chmod(fids[node], mode).await.map(drop),
             Op::Chown { node, uid, gid } => user.chown(fids[node], uid, gid).await.map(drop),
             Op::Lookup { dir, name } => user.lookup(fids[dir], NAMES[name]).await.map(drop),
+            Op::SetXattr { node, name, value, rule } => {
+                user.set_xattr(fids[node], XATTRS[name], &[value], rule).await.map(drop)
+            }
+            Op::RemoveXattr { node, name } => {
+                user.remove_xattr(fids[node], XATTRS[name]).await.map(drop)
+            }
+            Op::GetXattr { node, name } => user.xattr(fids[node], XATTRS[name]).await.map(drop),
         }
     }
 
@@ -345,6 +398,17 @@ impl Real {
         }
     }
 
+    /// What root sees.
+    async fn xattrs(&self, fid: FileId) -> BTreeMap<String, u8> {
+        let root = &self.users[0];
+        let mut found = BTreeMap::new();
+        for name in root.xattrs(fid).await.unwrap() {
+            let value = root.xattr(fid, &name).await.unwrap();
+            found.insert(name, value[0]);
+        }
+        found
+    }
+
     async fn tree(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut stack = vec![(String::new(), self.cell.root)];
@@ -352,7 +416,8 @@ impl Real {
             for DirEntry { name, attr } in self.entries(dir).await {
                 let (kind, mode, uid, gid) = (attr.kind, attr.mode, attr.uid, attr.gid);
                 let (links, size) = (attr.nlink, attr.size);
-                lines.push(format!("{path}/{name} {kind:?} {mode:o} {uid}:{gid} {links} {size}"));
+                let owner = format!("{uid}:{gid} {:?}", self.xattrs(attr.fid).await);
+                lines.push(format!("{path}/{name} {kind:?} {mode:o} {owner} {links} {size}"));
                 if kind == FileKind::Directory {
                     stack.push((format!("{path}/{name}"), attr.fid));
                 }
@@ -388,6 +453,11 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => Just(RenameRule::NoReplace),
         2 => Just(RenameRule::Exchange),
     ];
+    let xattr_rule = prop_oneof![
+        3 => Just(XattrRule::Any),
+        1 => Just(XattrRule::Create),
+        1 => Just(XattrRule::Replace),
+    ];
     let owner = || proptest::option::of(prop_oneof![Just(0u32), Just(1000), Just(2000)]);
     let group = || proptest::option::of(prop_oneof![Just(50u32), Just(100)]);
     prop_oneof![
@@ -400,6 +470,10 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => (node(), modes()).prop_map(|(node, mode)| Op::Chmod { node, mode }),
         1 => (node(), owner(), group()).prop_map(|(node, uid, gid)| Op::Chown { node, uid, gid }),
         1 => (node(), name()).prop_map(|(dir, name)| Op::Lookup { dir, name }),
+        2 => (node(), name(), 0..3u8, xattr_rule)
+            .prop_map(|(node, name, value, rule)| Op::SetXattr { node, name, value, rule }),
+        1 => (node(), name()).prop_map(|(node, name)| Op::RemoveXattr { node, name }),
+        1 => (node(), name()).prop_map(|(node, name)| Op::GetXattr { node, name }),
     ]
 }
 
@@ -414,6 +488,11 @@ fn settled(op: Op, count: usize) -> Op {
         Op::Chmod { node, mode } => Op::Chmod { node: node % count, mode },
         Op::Chown { node, uid, gid } => Op::Chown { node: node % count, uid, gid },
         Op::Lookup { dir, name } => Op::Lookup { dir: dir % count, name },
+        Op::SetXattr { node, name, value, rule } => {
+            Op::SetXattr { node: node % count, name, value, rule }
+        }
+        Op::RemoveXattr { node, name } => Op::RemoveXattr { node: node % count, name },
+        Op::GetXattr { node, name } => Op::GetXattr { node: node % count, name },
     }
 }
 

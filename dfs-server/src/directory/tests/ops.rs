@@ -4,12 +4,13 @@ use dfs_proto::FsError;
 use dfs_proto::attr::{FileKind, SetAttr};
 use dfs_proto::directory::{
     ChangeAttr, MakeDir, MakeLink, MakeNode, MakeSymlink, Outcome, OutcomeReply, RemoveDir,
-    RenameRule, Unlink,
+    RemoveXattr, RenameRule, SetXattr, Unlink, XattrRule,
 };
 use dfs_proto::id::{FileId, OpId, SessionId};
 use dfs_proto::version::Sequence;
+use dfs_proto::xattr::XattrValue;
 
-use super::cell::{Cell, User, VOLUME, create, name, rename};
+use super::cell::{Cell, User, VOLUME, create, name, rename, xattr};
 use super::check::check;
 use crate::directory::rows::ledger_key;
 use crate::request::Context;
@@ -62,6 +63,11 @@ async fn every_mutation_repeated_gets_the_first_answer_and_does_nothing() {
     repeat!(ann, link, MakeLink { fid, parent, name: name("g") });
     let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
     repeat!(ann, setattr, ChangeAttr { fid, set: set.clone() });
+    let (key, value) = (xattr("user.a"), XattrValue::parse(b"1").unwrap());
+    // The second would find the name, had it not got the first one's answer.
+    let rule = XattrRule::Create;
+    repeat!(ann, set_xattr, SetXattr { fid, name: key.clone(), value: value.clone(), rule });
+    repeat!(ann, remove_xattr, RemoveXattr { fid, name: key.clone() });
     repeat!(ann, rename, rename((parent, "f"), (parent, "g2"), RenameRule::Replace));
     repeat!(ann, rename, rename((parent, "g"), (parent, "s"), RenameRule::Exchange));
     repeat!(ann, unlink, Unlink { parent, name: name("s") });

@@ -7,17 +7,24 @@ use dfs_proto::chunk::ChunkHash;
 use dfs_proto::id::{InodeNo, NodeId, SessionId};
 use dfs_proto::manifest::{Extent, Manifest};
 use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken};
+use dfs_proto::xattr::{XattrName, XattrValue};
 
 use super::cell::{VOLUME, name};
 use crate::directory::rows::{
-    DirentRow, InodeRow, ManifestRow, VolumeRow, dirent_key, inode_key, ledger_key, manifest_key,
-    name_of_dirent, volume_key,
+    DirentRow, InodeRow, ManifestRow, VolumeRow, XattrRow, dirent_key, inode_key, ledger_key,
+    manifest_key, name_of_dirent, volume_key, xattr_key,
 };
 use crate::meta::Record;
 use crate::meta::record::{decode, encode};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes(text: &str) -> Vec<u8> {
+    let digits = text.replace(' ', "");
+    let pairs = (0..digits.len()).step_by(2);
+    pairs.map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
 }
 
 fn golden<R: Record + PartialEq + Debug>(row: &R, expected: &str) {
@@ -36,6 +43,7 @@ fn keys_of_a_volume() {
     assert_eq!(parts(entry.bytes()), "0300000000000001026162");
     assert_eq!(name_of_dirent(entry.bytes()), Some(name("ab")));
     assert_eq!(parts(manifest_key(VOLUME, inode).bytes()), "040000000000000102");
+    assert_eq!(parts(xattr_key(VOLUME, inode).bytes()), "060000000000000102");
     let session = "07".repeat(16);
     assert_eq!(parts(ledger_key(VOLUME, SessionId([7; 16])).bytes()), format!("05{session}"));
 }
@@ -78,16 +86,16 @@ fn the_row_of_an_inode() {
         replicas: vec![NodeId(1), NodeId(2)],
         lagging: vec![NodeId(2)],
         target: b"t".to_vec(),
+        xattr_bytes: 300,
     };
     let times = "0106 0207 0408";
     let versions = "0309 030a 030b";
-    golden(
-        &row,
-        &format!(
-            "01 03 00 fba401 01 fbe803 64 05 04 {times} 00 {versions} 01 01 0166 020c 01 \
-             020102 0102 0174"
-        ),
+    let before_xattrs = format!(
+        "03 00 fba401 01 fbe803 64 05 04 {times} 00 {versions} 01 01 0166 020c 01 020102 0102 0174"
     );
+    golden(&row, &format!("02 {before_xattrs} fb2c01"));
+    let old = bytes(&format!("01 {before_xattrs}"));
+    assert_eq!(decode::<InodeRow>(&old).unwrap(), InodeRow { xattr_bytes: 0, ..row });
 }
 
 #[test]
@@ -97,4 +105,14 @@ fn the_rows_of_entries_and_manifests() {
     let extents = vec![Extent::Chunk { hash, length: 5 }, Extent::Hole { length: 6 }];
     let row = ManifestRow { manifest: Manifest { extents } };
     golden(&row, &format!("01 02 00 {} 05 01 06", "ab".repeat(32)));
+}
+
+#[test]
+fn the_row_of_extended_attributes() {
+    let attribute = |name: &str, value: &[u8]| {
+        (XattrName::parse(name.as_bytes()).unwrap(), XattrValue::parse(value).unwrap())
+    };
+    let attributes = [attribute("user.b", b""), attribute("trusted.a", b"\x00\xff")];
+    let row = XattrRow { attributes: attributes.into() };
+    golden(&row, "01 02 09 747275737465642e61 02 00ff 06 757365722e62 00");
 }

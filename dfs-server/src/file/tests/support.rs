@@ -198,6 +198,7 @@ fn attr(manifest: &Manifest) -> Attr {
         rdev: 0,
         data_version: DataVersion::default(),
         dir_version: DirVersion::default(),
+        xattr_bytes: 0,
     }
 }
 
