@@ -9,8 +9,8 @@ PREFIX ?= /usr/local
 SBINDIR ?= /sbin
 DFS_BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 # What building and tests call, each with the Debian package that brings it.
-TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs mount:mount openssl:openssl script:bsdutils \
-	systemd-analyze:systemd unshare:util-linux vim:vim
+TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs mount:mount openssl:openssl \
+	rsync:rsync script:bsdutils setfattr:attr systemd-analyze:systemd unshare:util-linux vim:vim
 
 # One thing after the other, also under make -j: each step says what the next one needs.
 .NOTPARALLEL:

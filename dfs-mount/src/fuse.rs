@@ -17,6 +17,7 @@ mod interrupt;
 mod reply;
 mod serve;
 mod session;
+mod xattr;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -33,7 +34,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
-use crate::vfs::{At, Change, Entry, Error, NodeHow, Vfs};
+use crate::vfs::{At, Change, NodeHow, Vfs};
 use ask::{Asker, answer_attr, at, change, question, rename_rule, unbounded};
 use attr::{file_kind, set_time};
 use backing::Backings;
@@ -71,30 +72,6 @@ impl Fuse {
 
     fn named(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr) -> (Vfs, Asker, At) {
         (self.vfs.clone(), self.asker(request), at(parent, name))
-    }
-
-    /// Answers with an entry; a caller that has gone away never held the lookup.
-    fn answer_entry(
-        &self,
-        request: Request,
-        reply: ReplyEntry,
-        operation: impl Future<Output = Result<Entry, Error>> + Send + 'static,
-    ) {
-        let vfs = self.vfs.clone();
-        let undo = move |entry: Entry| {
-            vfs.forget(entry.nodeid, 1);
-            std::future::ready(())
-        };
-        self.server.serve(request, reply, operation, (ask::answer_entry, undo));
-    }
-
-    fn answer_empty(
-        &self,
-        request: Request,
-        reply: ReplyEmpty,
-        operation: impl Future<Output = Result<(), Error>> + Send + 'static,
-    ) {
-        self.server.answer(request, reply, operation, |reply, ()| reply.ok());
     }
 }
 
@@ -471,11 +448,45 @@ impl Filesystem for Fuse {
         reply.error(Errno::ENOTTY);
     }
 
-    fn getxattr(&self, _: &fuser::Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn setxattr(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let asked = (change("setxattr", request, nodeid), self.asker(request));
+        self.serve_setxattr(asked, name, (value, flags), reply);
     }
 
-    fn listxattr(&self, _: &fuser::Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let asked = (question("getxattr", request, nodeid), self.asker(request));
+        self.serve_getxattr(asked, name, size, reply);
+    }
+
+    fn listxattr(&self, request: &fuser::Request, nodeid: INodeNo, size: u32, reply: ReplyXattr) {
+        let asked = (question("listxattr", request, nodeid), self.asker(request));
+        self.serve_listxattr(asked, size, reply);
+    }
+
+    fn removexattr(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        name: &OsStr,
+        reply: ReplyEmpty,
+    ) {
+        let asked = (change("removexattr", request, nodeid), self.asker(request));
+        self.serve_removexattr(asked, name, reply);
     }
 }

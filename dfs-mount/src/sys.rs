@@ -1,5 +1,5 @@
 //! What this program asks of the kernel beyond the standard library: the state of a process that
-//! waits for us, and the FUSE device.
+//! waits for us, the FUSE device, and numbers of its interface.
 //!
 //! Everything here goes through safe calls; a libc call that no safe crate offers would belong
 //! here, and nowhere else, with its argument.
@@ -11,6 +11,10 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
+
+/// What setxattr(2) asks for in its flags: a new attribute, or one that is there.
+pub(crate) const XATTR_CREATE: i32 = libc::XATTR_CREATE;
+pub(crate) const XATTR_REPLACE: i32 = libc::XATTR_REPLACE;
 
 /// Signals of a thread and supplementary groups, as `/proc/PID/status` shows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -29,6 +29,7 @@ mod open;
 mod readdir;
 mod statfs;
 mod walk;
+mod xattr;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +41,7 @@ use dfs_proto::credential::Identity;
 use dfs_proto::error::FsError;
 use dfs_proto::name::NameError;
 use dfs_proto::rpc::Rpc;
+use dfs_proto::xattr::XattrError;
 
 use crate::cache::{Cache, CacheError, ContentError};
 use crate::fetch::Fetcher;
@@ -56,6 +58,7 @@ pub use mode::Way;
 pub use namespace::{At, NodeHow};
 pub use open::{OpenHow, Opened};
 pub use readdir::{Listed, ReadFrom};
+pub use xattr::NewXattr;
 
 /// For whom an operation is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +82,8 @@ pub enum Error {
     Fs(#[from] FsError),
     #[error(transparent)]
     Name(#[from] NameError),
+    #[error(transparent)]
+    Xattr(#[from] XattrError),
     /// The cache failed, or the disk under it.
     #[error("cannot {what}")]
     Local { what: String, source: std::io::Error },

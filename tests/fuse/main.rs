@@ -16,3 +16,4 @@ mod program;
 mod scenario;
 mod split;
 mod tools;
+mod xattr;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use dfs_proto::directory::RenameRule;
+use dfs_proto::directory::{RenameRule, XattrRule};
 use fuser::{INodeNo, RenameFlags, ReplyAttr, ReplyEntry};
 use nix::fcntl::OFlag;
 
@@ -13,6 +13,7 @@ use super::attr::{file_attr, generation};
 use super::caller::Callers;
 use super::interrupt::Wakes;
 use super::reply::Request;
+use crate::sys;
 use crate::vfs::{At, Caller, Entry, OpenHow, Vfs};
 
 /// Who asks, before it is looked up what groups they have.
@@ -72,6 +73,16 @@ pub(super) fn rename_rule(flags: RenameFlags) -> Option<RenameRule> {
     }
 }
 
+/// What setxattr(2) flags mean; `None` for both at once, which nothing can fulfil, and others.
+pub(super) fn xattr_rule(flags: i32) -> Option<XattrRule> {
+    match flags {
+        0 => Some(XattrRule::Any),
+        sys::XATTR_CREATE => Some(XattrRule::Create),
+        sys::XATTR_REPLACE => Some(XattrRule::Replace),
+        _ => None,
+    }
+}
+
 pub(super) fn answer_entry(reply: ReplyEntry, entry: Entry) {
     reply.entry(&LIFETIME, &file_attr(&entry), generation(&entry.attr));
 }
@@ -99,6 +110,14 @@ mod tests {
         assert!(!write.read && write.write && write.nonblock);
         let cut = open_how((OFlag::O_RDONLY | OFlag::O_TRUNC).bits());
         assert!(cut.read && cut.write && cut.truncate, "cutting is writing");
+    }
+
+    #[test]
+    fn setxattr_flags_say_what_must_be_there() {
+        assert_eq!(xattr_rule(0), Some(XattrRule::Any));
+        assert_eq!(xattr_rule(1), Some(XattrRule::Create));
+        assert_eq!(xattr_rule(2), Some(XattrRule::Replace));
+        assert_eq!((xattr_rule(3), xattr_rule(4)), (None, None));
     }
 
     #[test]

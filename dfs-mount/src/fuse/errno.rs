@@ -5,6 +5,7 @@
 
 use dfs_proto::error::FsError;
 use dfs_proto::name::NameError;
+use dfs_proto::xattr::XattrError;
 use fuser::Errno;
 
 use crate::vfs::Error;
@@ -16,9 +17,20 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::Name(NameError::TooLong(_)) => Errno::ENAMETOOLONG,
         Error::Name(NameError::Empty) => Errno::ENOENT,
         Error::Name(NameError::ForbiddenByte | NameError::Dots) => Errno::EINVAL,
+        Error::Xattr(error) => of_xattr(error),
         Error::Local { source, .. } => of_io(source),
         Error::Interrupted => Errno::EINTR,
         Error::BadHandle => Errno::EBADF,
+    }
+}
+
+/// As the kernel says of what it refuses by itself.
+fn of_xattr(error: &XattrError) -> Errno {
+    match error {
+        XattrError::NameTooLong(_) => Errno::ERANGE,
+        XattrError::Malformed => Errno::EINVAL,
+        XattrError::Security | XattrError::Namespace(_) => Errno::EOPNOTSUPP,
+        XattrError::ValueTooLong(_) => Errno::E2BIG,
     }
 }
 
@@ -101,6 +113,9 @@ mod tests {
         assert_eq!(code(busy.into()), libc::EAGAIN);
         assert_eq!(code(Error::Interrupted), libc::EINTR);
         assert_eq!(code(Error::Name(NameError::TooLong(300))), libc::ENAMETOOLONG);
+        assert_eq!(code(FsError::NoAttribute.into()), libc::ENODATA);
+        let foreign = XattrError::Namespace("system.posix_acl_access".into());
+        assert_eq!(code(foreign.into()), libc::EOPNOTSUPP);
     }
 
     #[test]

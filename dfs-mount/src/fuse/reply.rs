@@ -19,7 +19,7 @@ use std::task::{Context, Poll, Waker};
 
 use fuser::{
     Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -60,7 +60,8 @@ refuse!(
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
-    ReplyWrite
+    ReplyWrite,
+    ReplyXattr
 );
 
 /// What kind of wait a request is.
@@ -236,7 +237,7 @@ pub(super) fn refuse(request: Request, reply: impl Refuse, error: &Error) {
 
 fn is_expected(error: &Error) -> bool {
     let Error::Fs(error) = error else {
-        return matches!(error, Error::Interrupted | Error::Name(_));
+        return matches!(error, Error::Interrupted | Error::Name(_) | Error::Xattr(_));
     };
     matches!(
         error,
@@ -251,6 +252,9 @@ fn is_expected(error: &Error) -> bool {
             | FsError::Loop
             | FsError::Stale
             | FsError::LockBusy { .. }
+            | FsError::NoAttribute
+            // Programs try what a file system may have, and do without.
+            | FsError::Unsupported { .. }
     )
 }
 

@@ -1,4 +1,5 @@
-//! Operations whose answer has a shape of its own: opens, reads and writes, listings, space.
+//! How answers are given: entries, and those with a shape of their own (opens, reads and writes,
+//! listings, space).
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -8,17 +9,17 @@ use dfs_proto::attr::VolumeSpace;
 use dfs_proto::limits::NAME_BYTES_MAX;
 use fuser::{
     Errno, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
 };
 
 use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
-use super::ask::{Asker, open_how, release_late, unbounded};
+use super::ask::{self, Asker, open_how, release_late, unbounded};
 use super::attr::{file_type, listed_attr};
 use super::reply::{self, Request};
 use super::{Fuse, LIFETIME};
-use crate::vfs::{At, CreateHow, Created, Error, Opened, ReadFrom, Seek, WriteTo};
+use crate::vfs::{At, CreateHow, Created, Entry, Error, Opened, ReadFrom, Seek, WriteTo};
 
 /// Unit in which statfs counts space. Units: bytes.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -36,6 +37,30 @@ pub(super) struct Stretch {
 }
 
 impl Fuse {
+    /// Answers with an entry; a caller that has gone away never held the lookup.
+    pub(super) fn answer_entry(
+        &self,
+        request: Request,
+        reply: ReplyEntry,
+        operation: impl Future<Output = Result<Entry, Error>> + Send + 'static,
+    ) {
+        let vfs = self.vfs.clone();
+        let undo = move |entry: Entry| {
+            vfs.forget(entry.nodeid, 1);
+            std::future::ready(())
+        };
+        self.server.serve(request, reply, operation, (ask::answer_entry, undo));
+    }
+
+    pub(super) fn answer_empty(
+        &self,
+        request: Request,
+        reply: ReplyEmpty,
+        operation: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        self.server.answer(request, reply, operation, |reply, ()| reply.ok());
+    }
+
     pub(super) fn serve_open(
         &self,
         (request, asker): (Request, Asker),
