@@ -34,7 +34,7 @@ use dfs_proto::clock::Clock;
 use dfs_proto::directory::{
     AttrReply, ChangeAttr, Durability, EntryReply, GetAttr, Lookup, LookupParent, MakeDir,
     MakeLink, MakeNode, MakeSymlink, Outcome, OutcomeReply, ReadDir, ReadDirReply, ReadLink,
-    RemoveDir, Rename, RenameReply, StatFs, Unlink,
+    RemoveDir, Rename, RenameReply, StatFs, Unlink, Walk, WalkReply,
 };
 use dfs_proto::id::{FileId, NodeId, VolumeId};
 use dfs_proto::name::Name;
@@ -157,6 +157,13 @@ impl Directory {
     pub async fn getattr(&self, request: GetAttr) -> Result<AttrReply, FsError> {
         let store = &self.volume_of(request.fid)?.store;
         store.read(move |txn| lookup::getattr(txn, request.fid)).await
+    }
+
+    pub async fn walk(&self, context: Context, request: Walk) -> Result<WalkReply, FsError> {
+        lookup::check_walk(&request)?;
+        let who = context.identity;
+        let store = &self.volume_of(request.fid)?.store;
+        store.read(move |txn| lookup::walk(txn, &request, &who)).await
     }
 
     pub async fn readlink(&self, request: ReadLink) -> Result<Vec<u8>, FsError> {

@@ -321,9 +321,10 @@ impl Mount<'_> {
 }
 
 /// Requests that budgets do not count while there are no promises, and those of the background.
-const UNCOUNTED: [&str; 6] = [
+const UNCOUNTED: [&str; 7] = [
     "directory.lookup",
     "directory.getattr",
+    "directory.walk",
     "session.heartbeat",
     "session.events",
     "admin.map",

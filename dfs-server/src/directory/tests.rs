@@ -16,6 +16,7 @@ mod ops;
 mod permissions;
 mod records;
 mod rename;
+mod walk;
 mod xattrs;
 
 use dfs_proto::attr::{FileKind, Timestamp};

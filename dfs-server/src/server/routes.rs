@@ -123,6 +123,7 @@ pub fn directory(router: &mut Router, directory: &Directory) {
         router,
         directory,
         lookup,
+        walk,
         readdir,
         setattr,
         mkdir,
