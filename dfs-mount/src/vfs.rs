@@ -29,6 +29,7 @@ mod open;
 mod readdir;
 mod statfs;
 mod walk;
+mod walk_ahead;
 mod xattr;
 
 use std::sync::Arc;
@@ -50,6 +51,7 @@ use crate::writeback::Writeback;
 use handle_table::HandleTable;
 use inode_table::InodeTable;
 use node::Node;
+use walk_ahead::WalksAhead;
 
 pub use attr::Change;
 pub use create::{CreateHow, Created};
@@ -130,6 +132,9 @@ pub struct Options {
     pub passthrough: bool,
     /// How long an open for writing waits for another client's lock.
     pub lock_timeout: std::time::Duration,
+    /// Whether the kernel judges by mode bits, and so asks for the attributes of a directory before
+    /// it looks a name up there.
+    pub kernel_judges: bool,
 }
 
 /// What the file system is made of.
@@ -152,6 +157,7 @@ struct Inner {
     /// Whether the kernel has refused to read a cache file.
     passthrough_refused: AtomicBool,
     inodes: InodeTable,
+    ahead: WalksAhead,
     files: HandleTable<io::FileHandle>,
     directories: HandleTable<readdir::DirHandle>,
 }
@@ -165,6 +171,7 @@ impl Vfs {
                 options,
                 passthrough_refused: AtomicBool::new(false),
                 inodes: InodeTable::new(root),
+                ahead: WalksAhead::default(),
                 files: HandleTable::default(),
                 directories: HandleTable::default(),
             }),

@@ -6,6 +6,7 @@ mod support;
 mod attr;
 mod namespace;
 mod open;
+mod walk;
 mod xattr;
 
 use dfs_mount::vfs::{At, Caller, CreateHow, Created, Entry, Error, OpenHow, Opened, Vfs, WriteTo};

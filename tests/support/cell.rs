@@ -54,21 +54,28 @@ impl Cell {
     }
 
     pub async fn client(&self, passthrough: bool) -> Client {
+        self.client_at(clock(), passthrough).await
+    }
+
+    /// A client with a clock of its own.
+    pub async fn client_at(&self, clock: Arc<dyn Clock>, passthrough: bool) -> Client {
         let policy =
             RetryPolicy { give_up_after: Some(Duration::from_secs(5)), ..RetryPolicy::default() };
         let kind = LoginKind::Machine;
-        let connection = Connection::to_cell(&self.credential, kind, policy, clock()).unwrap();
+        let connection = Connection::to_cell(&self.credential, kind, policy, clock.clone());
+        let connection = connection.unwrap();
         let (session, recalls) = Session::open(connection, "main", "testhost").await.unwrap();
         let cache_dir = tempfile::tempdir().unwrap();
         let belongs =
             Belongs { cell: self.credential.fingerprint.clone(), volume: "main".to_owned() };
         let metrics = session.metrics().clone();
         let limits = Limits::new(10 << 30);
-        let cache = Cache::open(cache_dir.path(), &belongs, limits, clock(), metrics).unwrap();
+        let cache = Cache::open(cache_dir.path(), &belongs, limits, clock, metrics).unwrap();
         let fetcher = Fetcher::new(session.clone());
         let writeback = Writeback::start(session.clone(), cache.clone(), recalls).await.unwrap();
         let parts = Parts { session: session.clone(), cache, fetcher, writeback };
-        let options = Options { passthrough, lock_timeout: Duration::from_secs(5) };
+        let lock_timeout = Duration::from_secs(5);
+        let options = Options { passthrough, lock_timeout, kernel_judges: true };
         Client { vfs: Vfs::new(parts, options), session, _cache_dir: cache_dir }
     }
 }

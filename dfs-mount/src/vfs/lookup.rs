@@ -1,5 +1,7 @@
-//! Names to inodes: one request for each, and the rule which nodeid the kernel is told.
+//! Names to inodes: one request for each that was not asked ahead, and the rule which nodeid the
+//! kernel is told.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use dfs_proto::attr::{Attr, FileKind};
@@ -9,6 +11,7 @@ use dfs_proto::version::Sequence;
 
 use super::namespace::At;
 use super::node::{Node, Place};
+use super::walk_ahead::Answer;
 use super::{Caller, Entry, Error, Vfs};
 
 impl Vfs {
@@ -24,18 +27,36 @@ impl Vfs {
             b".." => self.ask(caller, &LookupParent { fid: directory.fid }).await?,
             _ => {
                 let request = Lookup { parent: directory.fid, name: Name::parse(&name)? };
-                let reply = self.ask(caller, &request).await?;
+                let Answer { attr, sequence, answered_at } =
+                    self.answer_of_lookup(caller, &request).await?;
                 let place = Place { parent, name: request.name };
-                let entry = self.entry(reply.attr, reply.sequence, Some(place)).await;
+                let entry = self.entry(attr, sequence, Some(place)).await;
                 if let Some(node) = self.inner.inodes.get(entry.nodeid) {
-                    let now = self.clock().boottime();
-                    node.state().looked_up(caller.pid, now);
-                    node.walks.looked_up(caller.pid, now);
+                    node.state().looked_up(caller.pid, answered_at);
+                    node.walks.looked_up(caller.pid, answered_at);
                 }
                 return Ok(entry);
             }
         };
         Ok(self.entry(attr, sequence, None).await)
+    }
+
+    /// What the server says to a lookup, or has said to the walk that it is part of.
+    async fn answer_of_lookup(&self, caller: &Caller, request: &Lookup) -> Result<Answer, Error> {
+        let ahead = &self.inner.ahead;
+        let Lookup { parent, name } = request;
+        let now = self.clock().boottime();
+        let result = match ahead.answer(caller, *parent, name, now) {
+            Some(answer) => Ok(answer),
+            None => self.ask(caller, request).await.map(|AttrReply { attr, sequence }| {
+                let answered_at = self.clock().boottime();
+                Answer { attr, sequence, answered_at }
+            }),
+        };
+        let attr = result.as_ref().ok().map(|answer| &answer.attr);
+        let found = attr.filter(|attr| attr.kind == FileKind::Directory).map(|attr| attr.fid);
+        ahead.looked_up(caller.pid, (*parent, name), found, now);
+        result
     }
 
     /// Names an inode to the kernel, which then holds one lookup of it more.
@@ -98,9 +119,40 @@ impl Vfs {
     }
 
     /// A directory and a name in it that is about to be changed.
-    pub(super) fn name_in(&self, at: &At) -> Result<(Arc<Node>, Name), Error> {
-        let directory = self.node(at.parent)?;
-        directory.state().end_lookup();
+    pub(super) fn name_in(&self, at: &At) -> Result<(Changing<'_>, Name), Error> {
+        let directory = self.changing(self.node(at.parent)?);
         Ok((directory, Name::parse(&at.name)?))
+    }
+
+    /// An inode that is about to be changed. To be kept until the change is answered.
+    pub(super) fn changing(&self, node: Arc<Node>) -> Changing<'_> {
+        self.end_answers_about(&node);
+        Changing { vfs: self, node }
+    }
+
+    fn end_answers_about(&self, node: &Node) {
+        node.state().end_lookup();
+        self.inner.ahead.end_answers_about(node.fid);
+    }
+}
+
+/// An inode while this client changes it. What was asked before the change, or meanwhile, answers
+/// nothing after it.
+pub(super) struct Changing<'a> {
+    vfs: &'a Vfs,
+    node: Arc<Node>,
+}
+
+impl Deref for Changing<'_> {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.vfs.end_answers_about(&self.node);
     }
 }

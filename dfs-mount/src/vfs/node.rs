@@ -42,14 +42,18 @@ pub(crate) struct State {
     mode: ModeRule,
     /// For whom, and until when, `known` answers a question without a request.
     lookup: Option<FreshLookup>,
+    /// Grows when a change from here begins or ends.
+    change_count: u64,
 }
 
-/// A lookup whose answer the kernel is about to ask for again.
+/// A lookup, or a question for a directory, whose answer the kernel is about to ask for again.
 #[derive(Clone, Copy)]
 struct FreshLookup {
     pid: u32,
     /// On `Clock::boottime`.
     until: Duration,
+    /// Whether it answers several questions.
+    stays: bool,
 }
 
 /// How long a lookup answers its caller's next question. Why: longer than the kernel takes within
@@ -57,9 +61,9 @@ struct FreshLookup {
 const LOOKUP_ANSWERS: Duration = Duration::from_millis(5);
 
 /// How long it answers those about a directory, which may be several: the kernel asks before it
-/// walks through and again before it makes a name there. Why so short: two requests to a server
-/// take longer, so nobody can have been told of a change between the lookup and a later question.
-const DIRECTORY_LOOKUP_ANSWERS: Duration = Duration::from_micros(300);
+/// walks through and again before it makes a name there. Why so short: a change that its caller is
+/// told of within this time was made while this answer was on its way, or at once after it came.
+pub(super) const DIRECTORY_LOOKUP_ANSWERS: Duration = Duration::from_micros(300);
 
 /// Attributes and how new they are.
 struct Known {
@@ -169,15 +173,32 @@ impl State {
     /// A lookup by thread `pid` was answered with what is known at the time `now`.
     pub(crate) fn looked_up(&mut self, pid: u32, now: Duration) {
         let answers = if self.is_directory() { DIRECTORY_LOOKUP_ANSWERS } else { LOOKUP_ANSWERS };
-        self.lookup = Some(FreshLookup { pid, until: now + answers });
+        let stays = self.is_directory();
+        self.lookup = Some(FreshLookup { pid, until: now + answers, stays });
     }
 
-    /// The inode is about to be changed from here: a lookup before that answers nothing any more.
+    /// A question of thread `pid` for this directory was answered with what is known at the time
+    /// `now`; when it was sent, `change_count` was what it is now unless something was changed.
+    /// The kernel asks for a working directory once to walk from it and once to make a name there.
+    pub(crate) fn asked(&mut self, pid: u32, change_count: u64, now: Duration) {
+        if self.is_directory() && self.change_count == change_count {
+            let until = now + DIRECTORY_LOOKUP_ANSWERS;
+            self.lookup = Some(FreshLookup { pid, until, stays: false });
+        }
+    }
+
+    /// The inode is about to be changed from here, or was: what was asked before that answers
+    /// nothing any more.
     pub(crate) fn end_lookup(&mut self) {
         self.lookup = None;
+        self.change_count += 1;
     }
 
-    fn is_directory(&self) -> bool {
+    pub(crate) fn change_count(&self) -> u64 {
+        self.change_count
+    }
+
+    pub(crate) fn is_directory(&self) -> bool {
         self.attr().is_some_and(|attr| attr.kind == FileKind::Directory)
     }
 
@@ -191,7 +212,7 @@ impl State {
         if pid == 0 || lookup.pid != pid || now >= lookup.until {
             return None;
         }
-        if self.is_directory() {
+        if lookup.stays {
             self.lookup = Some(lookup);
         }
         self.attr().cloned()

@@ -128,7 +128,11 @@ fn connect(plan: &Plan) -> Result<Connection, Failure> {
 }
 
 fn options(config: &MountConfig) -> Options {
-    Options { passthrough: true, lock_timeout: config.lock_timeout }
+    Options {
+        passthrough: true,
+        lock_timeout: config.lock_timeout,
+        kernel_judges: config.default_permissions,
+    }
 }
 
 /// The lower half: cache, session, fetcher, write-back.
