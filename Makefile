@@ -1,5 +1,6 @@
 # make demo       start a cell on this machine and mount it twice; make demo-stop ends it
 # make test       everything that must hold: formatting, lints, all tests
+# make soak       the long tests: random operations for SOAK_SECS (600) seconds, seeds printed
 # make install    install what `cargo build --release --locked` has built; PREFIX, DESTDIR, SBINDIR
 # make check      the quick part: formatting, lints, the repository's rules, dependencies
 
@@ -9,12 +10,15 @@ PREFIX ?= /usr/local
 SBINDIR ?= /sbin
 DFS_BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 # What building and tests call, each with the Debian package that brings it.
-TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs mount:mount openssl:openssl \
-	rsync:rsync script:bsdutils setfattr:attr systemd-analyze:systemd unshare:util-linux vim:vim
+TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git mkfs.ext4:e2fsprogs mount:mount openssl:openssl perl:perl \
+	rsync:rsync script:bsdutils setfattr:attr setpriv:util-linux systemd-analyze:systemd unshare:util-linux vim:vim
+# Test suites of others, from crates.io.
+TEST_CRATES := fsx@0.3.2 pjdfstest@0.2.2
+TOOLS_DIR := $(or $(CARGO_TARGET_DIR),target)/tools
 
 # One thing after the other, also under make -j: each step says what the next one needs.
 .NOTPARALLEL:
-.PHONY: demo demo-stop test check lint build install install-deps
+.PHONY: demo demo-stop test soak check lint build install install-deps install-suites
 
 demo:
 	@examples/demo.sh start
@@ -22,8 +26,12 @@ demo:
 demo-stop:
 	@examples/demo.sh stop
 
-test: install-deps lint build
+test: install-deps install-suites lint build
 	@.ci/run-tests
+
+# The tests that `make test` leaves out say so by their names.
+soak: install-deps install-suites build
+	$(CARGO) test --locked --package dfs --test fuse -- --ignored --nocapture --test-threads 1 soak
 
 check: lint
 	$(CARGO) test --locked --quiet --package dfs --test tidy
@@ -67,3 +75,6 @@ install:
 
 install-deps:
 	@.ci/install-packages $(TOOLS)
+
+install-suites:
+	@CARGO="$(CARGO)" .ci/install-crates "$(TOOLS_DIR)" $(TEST_CRATES)

@@ -135,6 +135,8 @@ pub struct Options {
     /// Whether the kernel judges by mode bits, and so asks for the attributes of a directory before
     /// it looks a name up there.
     pub kernel_judges: bool,
+    /// Whether device files may be made: where they could not be opened, they are not.
+    pub devices: bool,
 }
 
 /// What the file system is made of.

@@ -316,9 +316,10 @@ pub struct CreateReply {
 }
 rpc!(Create => CreateReply, "directory.create", User, mutates);
 
-/// Makes an inode without content: fifo, socket, or an empty file.
+/// Makes an inode without content: fifo, socket, device, or an empty file. `rdev` counts for
+/// devices only.
 ///
-/// Errors: as [`MakeDir`]; `NotPermitted` for devices.
+/// Errors: as [`MakeDir`]; `NotPermitted` for a device that is not root's wish.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MakeNode {
     pub parent: FileId,

@@ -222,17 +222,23 @@ impl Directory {
     }
 
     pub async fn mknod(&self, context: Context, request: MakeNode) -> Result<EntryReply, FsError> {
-        let replicas = match request.kind {
-            FileKind::File => self.choose_replicas(request.parent.volume).await?,
-            FileKind::Fifo | FileKind::Socket => Vec::new(),
+        let MakeNode { parent, name, kind, mode, rdev } = request;
+        let details = match kind {
+            FileKind::File => {
+                let replicas = self.choose_replicas(parent.volume).await?;
+                Details { replicas, ..Details::default() }
+            }
+            FileKind::Fifo | FileKind::Socket => Details::default(),
+            // A device is what the machine that opens it has under that number: root's to make.
+            FileKind::CharDevice | FileKind::BlockDevice if context.identity.is_root() => {
+                Details { rdev, ..Details::default() }
+            }
             FileKind::CharDevice | FileKind::BlockDevice => return Err(FsError::NotPermitted),
             FileKind::Directory | FileKind::Symlink => {
                 return Err(FsError::invalid("mknod of a directory or a link"));
             }
         };
-        let details = Details { rdev: request.rdev, replicas, ..Details::default() };
-        let kind = (request.kind, request.mode, details);
-        self.make(&context, request.parent, request.name, kind).await
+        self.make(&context, parent, name, (kind, mode, details)).await
     }
 
     pub async fn link(&self, context: Context, request: MakeLink) -> Result<EntryReply, FsError> {

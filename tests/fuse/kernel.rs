@@ -4,6 +4,7 @@
 mod support;
 
 mod files;
+mod fsx;
 mod programs;
 
 use std::path::Path;

@@ -260,3 +260,49 @@ async fn what_its_maker_may_not_set_on_a_new_file_is_refused_at_once() {
     let attr = a.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap().attr;
     assert_eq!((attr.mode, attr.uid, attr.gid), (0o640, 7, 8));
 }
+
+/// Waits until a change now would get a later time than `time`: clocks of files move in ticks.
+async fn a_tick_after(vfs: &Vfs, time: Timestamp) {
+    for _ in 0..100_000 {
+        let probe = tempfile::tempfile().unwrap();
+        if mtime(&probe) > time && vfs.now() > time {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("time stands still");
+}
+
+fn mtime(file: &std::fs::File) -> Timestamp {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file.metadata().unwrap();
+    Timestamp::new(metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap())
+}
+
+/// M1: "Every change of a file moves its time of change, also before it reaches the server."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_an_open_file_moves_its_time_of_change() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, created.opened.handle);
+    let mut before = created.entry.attr.ctime;
+    let chmod = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+    let changes = [Some(size(7)), None, Some(Change { set: chmod, size: None }), Some(size(2))];
+    for (number, change) in changes.into_iter().enumerate() {
+        a_tick_after(&a.vfs, before).await;
+        match change {
+            Some(change) => {
+                a.vfs.setattr(&root(), nodeid, Some(handle), change).await.unwrap();
+            }
+            None => a.vfs.write(handle, WriteTo::Offset(0), b"x", false).unwrap(),
+        }
+        let after = a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr.ctime;
+        assert!(after > before, "change {number}: {before:?}, {after:?}");
+        before = after;
+    }
+    a_tick_after(&a.vfs, before).await;
+    close(&a.vfs, handle).await;
+    let committed = a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr.ctime;
+    assert!(committed >= before, "{before:?}, {committed:?}");
+}

@@ -75,7 +75,7 @@ impl Cell {
         let writeback = Writeback::start(session.clone(), cache.clone(), recalls).await.unwrap();
         let parts = Parts { session: session.clone(), cache, fetcher, writeback };
         let lock_timeout = Duration::from_secs(5);
-        let options = Options { passthrough, lock_timeout, kernel_judges: true };
+        let options = Options { passthrough, lock_timeout, kernel_judges: true, devices: false };
         Client { vfs: Vfs::new(parts, options), session, _cache_dir: cache_dir }
     }
 }

@@ -37,6 +37,16 @@ pub fn program(name: &str) -> PathBuf {
     built
 }
 
+/// A test suite of others, which `make install-suites` has installed.
+pub fn tool(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let target = test.ancestors().nth(3).unwrap();
+    let installed = target.join("tools/bin").join(name);
+    let what = "run `make install-suites` first";
+    assert!(installed.exists(), "{} is missing: {what}", installed.display());
+    installed
+}
+
 /// The output of a command that must end well within the patience.
 pub fn run(command: &mut Command) -> Output {
     let output = attempt(command);
@@ -48,6 +58,11 @@ pub fn run(command: &mut Command) -> Output {
 
 /// The output of a command that may fail but must end.
 pub fn attempt(command: &mut Command) -> Output {
+    attempt_within(command, PATIENCE * 4)
+}
+
+/// As [`attempt`], with a patience of its own.
+pub fn attempt_within(command: &mut Command, patience: Duration) -> Output {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -55,7 +70,7 @@ pub fn attempt(command: &mut Command) -> Output {
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let readers = [drain(child.stdout.take().unwrap()), drain(child.stderr.take().unwrap())];
-    let deadline = Instant::now() + PATIENCE * 4;
+    let deadline = Instant::now() + patience;
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;

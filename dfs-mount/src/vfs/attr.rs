@@ -38,7 +38,7 @@ impl Vfs {
     /// Attributes of an inode; `handle` if the question came through one.
     ///
     /// # Errors
-    /// `Stale` if the inode is gone and not open here.
+    /// `Stale` if the inode is gone and not in use here.
     pub async fn getattr(
         &self,
         caller: &Caller,
@@ -66,7 +66,7 @@ impl Vfs {
                 self.asked(caller, &node, change_count);
                 Ok(entry)
             }
-            Err(Error::Fs(FsError::Stale)) if node.is_open() => {
+            Err(Error::Fs(FsError::Stale)) if node.may_be_in_use() => {
                 let attr = attr_of_removed(&node)?;
                 Ok(Entry { nodeid: node.nodeid, attr: self.shown(&node, attr) })
             }
@@ -259,10 +259,10 @@ impl Vfs {
         let Some(first) = with(open.pending.first, &attr, set, &caller.identity) else {
             return Ok(false);
         };
-        if !is_dirty {
-            // The cache file's own time means nothing before something was written.
-            set_file_times(file, None, Some(SetTime::At(attr.mtime)))?;
-        }
+        // The cache file's own time means nothing before something was written. Setting any time
+        // moves the file's time of change, which is the one that is shown.
+        let mtime = (!is_dirty).then_some(SetTime::At(attr.mtime));
+        set_file_times(file, Some(SetTime::At(attr.atime)), mtime)?;
         open.pending.first = first;
         drop(state);
         working.mark_dirty();
@@ -381,12 +381,18 @@ fn overlaid(node: &Node, mut attr: Attr, live: &Working) -> Attr {
         attr.size = metadata.len();
         attr.stored_bytes = metadata.blocks() * STAT_BLOCK_BYTES;
         attr.mtime = mtime_of(&metadata);
+        // Never back: the server's clock may be ahead of this machine's.
+        attr.ctime = attr.ctime.max(ctime_of(&metadata));
     }
     attr
 }
 
 pub(super) fn mtime_of(metadata: &Metadata) -> Timestamp {
     Timestamp::new(metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0))
+}
+
+fn ctime_of(metadata: &Metadata) -> Timestamp {
+    Timestamp::new(metadata.ctime(), u32::try_from(metadata.ctime_nsec()).unwrap_or(0))
 }
 
 /// Gives a cache file times of its inode, so that the file system under it keeps count of them.

@@ -9,6 +9,7 @@ use dfs_proto::directory::{
     EntryReply, Fsync, MakeDir, MakeLink, MakeNode, MakeSymlink, ReadLink, RemoveDir, Rename,
     RenameReply, RenameRule, Unlink,
 };
+use dfs_proto::error::FsError;
 
 use super::node::Place;
 use super::{Caller, Entry, Error, Vfs};
@@ -56,8 +57,16 @@ impl Vfs {
         Ok(node.target.get_or_init(|| target).clone())
     }
 
-    /// Makes a fifo, a socket, or an empty file.
+    /// Makes a fifo, a socket, a device, or an empty file.
+    ///
+    /// # Errors
+    /// `NotPermitted` for devices, if the mount was not asked to have them or the caller is not
+    /// root.
     pub async fn mknod(&self, caller: &Caller, at: At, how: NodeHow) -> Result<Entry, Error> {
+        let is_device = matches!(how.kind, FileKind::CharDevice | FileKind::BlockDevice);
+        if is_device && !self.inner.options.devices {
+            return Err(FsError::NotPermitted.into());
+        }
         let (parent, name) = self.name_in(&at)?;
         let NodeHow { kind, mode, rdev } = how;
         let request = MakeNode { parent: parent.fid, name, kind, mode, rdev };

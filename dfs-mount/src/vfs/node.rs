@@ -156,6 +156,14 @@ impl Node {
     pub(crate) fn is_open(&self) -> bool {
         self.state().mode.handle_count() > 0
     }
+
+    /// Whether a program may hold the inode without a name: an open file, or a directory, which
+    /// the kernel does not tell us when it is one that somebody works in.
+    pub(crate) fn may_be_in_use(&self) -> bool {
+        let state = self.state();
+        let is_directory = state.attr().is_some_and(|attr| attr.kind == FileKind::Directory);
+        is_directory || state.mode.handle_count() > 0
+    }
 }
 
 impl State {

@@ -132,6 +132,7 @@ fn options(config: &MountConfig) -> Options {
         passthrough: true,
         lock_timeout: config.lock_timeout,
         kernel_judges: config.default_permissions,
+        devices: config.dev,
     }
 }
 

@@ -38,6 +38,8 @@ use crate::rpc::{CheckTicket, Router, stream_of};
 pub const VOLUME: VolumeId = VolumeId(1);
 pub const ONE: NodeId = NodeId(1);
 pub const TWO: NodeId = NodeId(2);
+/// What nodes are made with.
+pub const RDEV: u32 = 0x0105;
 const CAPABILITY_KEY: MacKey = MacKey([7; 32]);
 
 /// Waits for nobody.
@@ -255,7 +257,7 @@ impl User {
         kind: FileKind,
         mode: u32,
     ) -> Result<EntryReply, FsError> {
-        let request = MakeNode { parent, name: name(at), kind, mode, rdev: 0 };
+        let request = MakeNode { parent, name: name(at), kind, mode, rdev: RDEV };
         self.directory().mknod(self.context(), request).await
     }
 

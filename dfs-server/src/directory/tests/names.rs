@@ -13,7 +13,7 @@ use dfs_proto::limits::LINK_COUNT_MAX;
 use dfs_proto::name::Name;
 use dfs_proto::version::Epoch;
 
-use super::cell::{Cell, User, name, rename};
+use super::cell::{Cell, RDEV, User, name, rename};
 use super::check::check;
 
 async fn cell_and_user() -> (Cell, User) {
@@ -211,16 +211,18 @@ async fn a_symbolic_link_keeps_its_target() {
 }
 
 #[tokio::test]
-async fn nodes_without_content_are_made_and_devices_are_not() {
+async fn nodes_without_content_are_made_and_devices_by_root_only() {
     let (cell, ann) = cell_and_user().await;
     for (at, kind) in [("p", FileKind::Fifo), ("s", FileKind::Socket)] {
         let made = ann.mknod(cell.root, at, kind, 0o640).await.unwrap().attr;
-        assert_eq!((made.kind, made.nlink, made.mode), (kind, 1, 0o640));
+        assert_eq!((made.kind, made.nlink, made.mode, made.rdev), (kind, 1, 0o640, 0));
     }
     let root = cell.user(2, 0).await;
     for kind in [FileKind::CharDevice, FileKind::BlockDevice] {
-        let refused = root.mknod(cell.root, "dev", kind, 0o600).await;
+        let refused = ann.mknod(cell.root, "dev", kind, 0o600).await;
         assert_eq!(refused, Err(FsError::NotPermitted));
+        let made = root.mknod(cell.root, &format!("{kind:?}"), kind, 0o600).await.unwrap().attr;
+        assert_eq!((made.kind, made.rdev), (kind, RDEV));
     }
     let refused = ann.mknod(cell.root, "x", FileKind::Directory, 0o600).await;
     assert!(matches!(refused, Err(FsError::InvalidArgument { .. })));
