@@ -283,6 +283,18 @@ fn every_promise_of_the_semantics_document_names_its_tests() {
     report(&docs::untested_promises(&document("dfs-mount/SEMANTICS.md"), &tests));
 }
 
+#[test]
+fn every_errno_of_the_mount_is_in_the_semantics_document() {
+    let sources = sources();
+    let tests = sources.iter().flat_map(|source| docs::tests(&source.code)).collect();
+    let glue = sources.iter().filter(|source| {
+        source.path == "dfs-mount/src/fuse.rs" || source.path.starts_with("dfs-mount/src/fuse/")
+    });
+    let named: BTreeSet<&str> = glue.flat_map(docs::errnos).collect();
+    assert!(named.len() >= 20, "only {} errno values were found", named.len());
+    report(&docs::undocumented_errnos(&named, &document("dfs-mount/SEMANTICS.md"), &tests));
+}
+
 const README_LINES_MAX: usize = 250;
 
 #[test]

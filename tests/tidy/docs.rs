@@ -173,6 +173,48 @@ pub fn untested_promises(document: &str, tests: &BTreeSet<&str>) -> Vec<Finding>
     found
 }
 
+/// Compares the errno values that the sources of the client's FUSE side name with the table of
+/// SEMANTICS.md (`ERRNO`, cause, tests), and that with the names of the functions there are.
+pub fn undocumented_errnos(
+    named: &BTreeSet<&str>,
+    document: &str,
+    tests: &BTreeSet<&str>,
+) -> Vec<Finding> {
+    let rows = table_rows(document);
+    let expected = "| cause | `test` |";
+    let missing = named.iter().filter(|errno| !rows.contains_key(**errno));
+    let mut found: Vec<Finding> = missing
+        .map(|errno| format!("SEMANTICS.md needs a row that begins `| `{errno}` {expected}`"))
+        .collect();
+    for (errno, cells) in rows.iter().filter(|(key, _)| is_errno(key)) {
+        let names: Vec<&str> = match cells[..] {
+            [_, tests] => tests.split('`').skip(1).step_by(2).collect(),
+            _ => Vec::new(),
+        };
+        if names.is_empty() {
+            found.push(format!("SEMANTICS.md: no test of {errno}"));
+        }
+        let unknown = names.into_iter().filter(|name| !tests.contains(name));
+        found.extend(unknown.map(|name| format!("SEMANTICS.md, {errno}: no test `{name}`")));
+    }
+    found
+}
+
+/// The errno values that code names, as `Errno::E...` or `libc::E...`.
+pub fn errnos(source: &Source) -> Vec<&str> {
+    let lines = source.code_lines().filter(|(number, _)| !source.is_test_line(*number));
+    let pairs = lines.flat_map(|(_, line)| {
+        ["Errno::", "libc::"].into_iter().flat_map(move |path| line.split(path).skip(1))
+    });
+    let words = pairs.map(|rest| rest.split(|c: char| !c.is_ascii_alphanumeric()).next());
+    words.flatten().filter(|word| is_errno(word)).collect()
+}
+
+/// `E` and more capital letters.
+fn is_errno(word: &str) -> bool {
+    word.len() > 2 && word.starts_with('E') && word.bytes().all(|byte| byte.is_ascii_uppercase())
+}
+
 /// The names of the test functions in a source.
 pub fn tests(code: &str) -> Vec<&str> {
     let attributes = code.split("#[").filter(|rest| {
@@ -296,4 +338,21 @@ fn variants_and_subcommands_are_read_from_enums() {
     assert_eq!(names, ["Ls", "WhoAmI", "Cat", "Remove", "PutAll"]);
     assert_eq!(subcommands(&source), ["ls", "who-am-i", "cat", "rm", "put-all"]);
     assert!(variants(&source.code, "Other").is_empty());
+}
+
+#[test]
+fn an_errno_without_a_row_or_with_an_unknown_test_is_found() {
+    let text = "fn a() { f(Errno::ENOENT, libc::EKEYEXPIRED); Errno::from_i32(libc::EIO); }\n\
+                #[cfg(test)]\nmod tests {\n    const X: i32 = libc::EXDEV;\n}\n";
+    let source = Source::new("dfs-mount/src/fuse/errno.rs", text);
+    let named = BTreeSet::from_iter(errnos(&source));
+    assert_eq!(named, BTreeSet::from(["EIO", "EKEYEXPIRED", "ENOENT"]));
+    let tests = BTreeSet::from(["it_fails"]);
+    let row = |errno: &str, test: &str| format!("| `{errno}` | cause | {test} |\n");
+    let check = |rows: &[String]| undocumented_errnos(&named, &rows.concat(), &tests).len();
+    let [a, b, c] = ["EIO", "EKEYEXPIRED", "ENOENT"].map(|errno| row(errno, "`it_fails`"));
+    assert_eq!(check(&[a.clone(), b.clone(), c]), 0);
+    assert_eq!(check(&[a.clone(), b.clone()]), 1);
+    assert_eq!(check(&[a.clone(), b.clone(), row("ENOENT", "")]), 1);
+    assert_eq!(check(&[a, b, row("ENOENT", "`it_does_not`")]), 1);
 }

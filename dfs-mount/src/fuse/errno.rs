@@ -1,7 +1,7 @@
 //! Errors as errno values: one exhaustive match, so that a new error cannot be forgotten.
 //!
 //! Programs see nothing but the number. Where several fit, the one whose text tells a person what
-//! to do is chosen; the log has the whole error.
+//! to do is chosen; the log has the whole error. SEMANTICS.md has a row for each number.
 
 use dfs_proto::error::FsError;
 use dfs_proto::name::NameError;
@@ -116,6 +116,45 @@ mod tests {
         assert_eq!(code(FsError::NoAttribute.into()), libc::ENODATA);
         let foreign = XattrError::Namespace("system.posix_acl_access".into());
         assert_eq!(code(foreign.into()), libc::EOPNOTSUPP);
+    }
+
+    #[test]
+    fn what_a_person_must_mend_has_a_number_that_says_so() {
+        let (what, whom) = (String::new, String::new);
+        let login = [
+            (FsError::Unauthenticated, libc::ENOKEY),
+            (FsError::TicketExpired, libc::EKEYEXPIRED),
+            (FsError::TicketRefused { why: what() }, libc::EKEYREJECTED),
+            (FsError::RateLimited { retry_after_secs: 1 }, libc::EBUSY),
+        ];
+        let servers = [
+            (FsError::unavailable("all"), libc::EHOSTDOWN),
+            (FsError::NotOfCell { whom: whom(), what: what() }, libc::EHOSTDOWN),
+            (FsError::TimedOut { whom: whom() }, libc::ETIMEDOUT),
+            (FsError::UnknownVolume { name: what() }, libc::ENODEV),
+            (FsError::VersionMismatch { server: 2, client: 1 }, libc::EPROTONOSUPPORT),
+            (FsError::malformed("reply"), libc::EPROTO),
+            (FsError::Unsupported { what: what() }, libc::EOPNOTSUPP),
+        ];
+        for (error, number) in login.into_iter().chain(servers) {
+            assert_eq!(code(error.clone().into()), number, "{error}");
+        }
+    }
+
+    #[test]
+    fn lost_changes_and_lost_bytes_are_input_output_errors() {
+        let current = dfs_proto::version::DataVersion::default();
+        let lost = [
+            FsError::Conflict { current },
+            FsError::Fenced,
+            FsError::OpSettled,
+            FsError::Internal { incident: "i".into() },
+        ];
+        for error in lost {
+            assert_eq!(code(error.clone().into()), libc::EIO, "{error}");
+        }
+        let limit = FsError::TooLarge { what: "manifest".into(), limit: 1 };
+        assert_eq!(code(limit.into()), libc::EFBIG);
     }
 
     #[test]
