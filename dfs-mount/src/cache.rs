@@ -34,7 +34,7 @@ pub use dir::Belongs;
 pub use evict::Limits;
 pub use file::{CacheFile, Stamp, next_data};
 pub use list::Listed;
-pub use space::{Freed, Reservation};
+pub use space::{Allocate, Freed, Reservation};
 
 use dir::CacheDir;
 use index::{Index, Slot};
@@ -186,6 +186,12 @@ impl Cache {
 
     pub fn dir(&self) -> &Path {
         self.inner.dir.path()
+    }
+
+    /// Whether changes through mappings of its files can be noticed ([`CacheFile::arm_stamp`],
+    /// [`CacheFile::is_mapped_for_writing`]).
+    pub fn tells_of_mappings(&self) -> bool {
+        self.inner.dir.tells_of_mappings()
     }
 
     /// Notes the session that uses the cache, and answers with the one that did before.

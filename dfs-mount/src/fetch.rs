@@ -168,7 +168,7 @@ async fn build(
     let reservation = cache.reserve(manifest.stored_bytes())?;
     let file = cache.create(job.fid)?;
     let size = manifest.size();
-    file.file().set_len(size).map_err(|error| refused(&file, error))?;
+    file.writer().and_then(|writer| writer.set_len(size)).map_err(|error| refused(&file, error))?;
     let wanted = copy_known(job, cache, &file, &manifest, previous).await?;
     let batches = stream::iter(batches(&wanted)).map(Ok);
     batches
@@ -180,6 +180,7 @@ async fn build(
             }
         })
         .await?;
+    file.end_writing();
     let stamp = file.stamp().ok();
     let content = Content { version: job.version, manifest: Arc::clone(&manifest) };
     cache.record(&file, &Origin::default(), State::Clean(content), stamp)?;

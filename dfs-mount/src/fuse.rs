@@ -28,14 +28,14 @@ use std::time::{Duration, SystemTime};
 use dfs_proto::attr::SetAttr;
 use dfs_proto::error::FsError;
 use fuser::{
-    AccessFlags, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
-use crate::vfs::{At, Change, NodeHow, Vfs};
-use ask::{Asker, answer_attr, at, change, question, rename_rule, unbounded};
+use crate::vfs::{Change, NodeHow, Side, Vfs};
+use ask::{answer_attr, at, change, question, rename_rule, unbounded};
 use attr::{file_kind, set_time};
 use backing::Backings;
 use caller::Callers;
@@ -54,25 +54,6 @@ struct Fuse {
     server: Server,
     callers: Arc<Callers>,
     backings: Arc<Backings>,
-}
-
-impl Fuse {
-    fn asker(&self, request: &fuser::Request) -> Asker {
-        Asker {
-            callers: self.callers.clone(),
-            uid: request.uid(),
-            gid: request.gid(),
-            pid: request.pid(),
-        }
-    }
-
-    fn asked(&self, request: &fuser::Request) -> (Vfs, Asker) {
-        (self.vfs.clone(), self.asker(request))
-    }
-
-    fn named(&self, request: &fuser::Request, parent: INodeNo, name: &OsStr) -> (Vfs, Asker, At) {
-        (self.vfs.clone(), self.asker(request), at(parent, name))
-    }
 }
 
 impl Filesystem for Fuse {
@@ -292,8 +273,8 @@ impl Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         let at = Stretch { handle: handle.0, offset };
-        let request = question("write", request, nodeid);
-        self.serve_write((request, at), data, (write_flags, flags), reply);
+        let asked = (change("write", request, nodeid), self.asker(request));
+        self.serve_write(asked, (at, data), (write_flags, flags), reply);
     }
 
     fn flush(
@@ -304,7 +285,7 @@ impl Filesystem for Fuse {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        if self.vfs.is_clean(handle.0) {
+        if self.vfs.closes_clean(handle.0) {
             return reply.ok();
         }
         let vfs = self.vfs.clone();
@@ -425,6 +406,38 @@ impl Filesystem for Fuse {
         reply: ReplyLseek,
     ) {
         self.serve_seek(question("lseek", request, nodeid), (handle.0, offset), whence, reply);
+    }
+
+    fn fallocate(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let at = Stretch { handle: handle.0, offset };
+        self.serve_allocate(question("fallocate", request, nodeid), (at, length), mode, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        from: FileHandle,
+        from_offset: u64,
+        _to_nodeid: INodeNo,
+        to: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let from = Side { handle: from.0, offset: from_offset };
+        let to = Side { handle: to.0, offset: to_offset };
+        self.serve_copy(change("copy_file_range", request, nodeid), (from, to), length, reply);
     }
 
     // The kernel judges by mode bits where it may (default_permissions), else every operation is

@@ -52,6 +52,8 @@ counters! {
     CommitFenced => "commit_fenced",
     OutcomeAsked => "outcome_asked",
     LockYielded => "lock_yielded",
+    /// The last handle of a file was closed, and mappings of it lived on.
+    MappingLeft => "mapping_left",
     SessionReopened => "session_reopened",
     TicketRenewed => "ticket_renewed",
     Interrupted => "interrupted",

@@ -1,11 +1,12 @@
 //! What this program asks of the kernel beyond the standard library: the state of a process that
-//! waits for us, the FUSE device, and numbers of its interface.
+//! waits for us, the FUSE device, numbers of its interface, and who else writes to a file.
 //!
-//! Everything here goes through safe calls; a libc call that no safe crate offers would belong
-//! here, and nowhere else, with its argument.
+//! Libc calls that no safe crate offers are here and nowhere else. There are two, leases and
+//! sync_file_range(2); both take an open file that the caller lends, and no memory of ours.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,7 +26,18 @@ pub(crate) struct ProcessStatus {
     pub(crate) blocked: u64,
     pub(crate) ignored: u64,
     pub(crate) caught: u64,
+    /// It is on its way out because of a signal, which is pending no more.
+    pub(crate) is_dying: bool,
+    /// It has not begun to exit. `/proc/PID/stat` may be read only of one that has: of one in
+    /// execve(2), which closes files and so may be waiting for us, reading it waits for the call.
+    has_memory: bool,
 }
+
+/// Where `/proc/PID/stat` has them, counted behind the name, and the flag of a task that exits.
+/// Source: proc(5).
+const STAT_FLAGS: usize = 6;
+const STAT_EXIT_CODE: usize = 49;
+const EXITING: u64 = 4;
 
 /// Signals whose default is to do nothing: CHLD, CONT, URG, WINCH.
 const HARMLESS: u64 = bit(17) | bit(18) | bit(23) | bit(28);
@@ -45,7 +57,12 @@ impl ProcessStatus {
             return None;
         }
         let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
-        Some(ProcessStatus::parse(&text))
+        let mut status = ProcessStatus::parse(&text);
+        if !status.has_memory {
+            let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+            status.is_dying = is_dying(&String::from_utf8_lossy(&stat));
+        }
+        Some(status)
     }
 
     fn parse(text: &[u8]) -> ProcessStatus {
@@ -60,6 +77,7 @@ impl ProcessStatus {
                         value.split_whitespace().filter_map(|group| group.parse().ok()).collect();
                 }
                 "SigPnd" | "ShdPnd" => status.pending |= signals(),
+                "VmSize" => status.has_memory = true,
                 "SigBlk" => status.blocked = signals(),
                 "SigIgn" => status.ignored = signals(),
                 "SigCgt" => status.caught = signals(),
@@ -72,14 +90,24 @@ impl ProcessStatus {
     /// Whether a signal waits that a system call would return for.
     pub(crate) fn is_interrupted(&self) -> bool {
         let default_of_nothing = HARMLESS & !self.caught;
-        self.pending & !self.blocked & !self.ignored & !default_of_nothing != 0
+        self.is_dying || self.pending & !self.blocked & !self.ignored & !default_of_nothing != 0
     }
 
     /// Whether a signal waits that ends the process.
     pub(crate) fn is_killed(&self) -> bool {
         let spared = self.blocked | self.ignored | self.caught | HARMLESS | STOPPING;
-        self.pending & (KILL | !spared) != 0
+        self.is_dying || self.pending & (KILL | !spared) != 0
     }
+}
+
+/// Whether a line of `/proc/PID/stat` is of a task that a signal ends. One that exits by itself
+/// waits for what it closes as if it had called close(2).
+fn is_dying(stat: &str) -> bool {
+    let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
+    let field = |index| fields.split_whitespace().nth(index).and_then(|word| word.parse().ok());
+    let flags: u64 = field(STAT_FLAGS).unwrap_or(0);
+    let exit_code: u64 = field(STAT_EXIT_CODE).unwrap_or(0);
+    flags & EXITING != 0 && exit_code & 0x7f != 0
 }
 
 /// Opens the FUSE device for a new connection.
@@ -129,12 +157,159 @@ fn unmount_by_helper(directory: &Path, is_lazy: bool) -> io::Result<()> {
     Err(io::Error::new(kind, said))
 }
 
+/// The fcntl(2) command that names the signal of a broken lease; libc does not have it. Source:
+/// asm-generic/fcntl.h.
+const F_SETSIG: libc::c_int = 10;
+
+/// Whether anybody can write to a file: through an open file, or a mapping that was made through
+/// one, in any process. `file` must be open for reading only, and no other open file of the
+/// caller's for writing, or the answer is about the caller.
+///
+/// The kernel grants a read lease on a file that nobody has open for writing, and on no other. It
+/// is given back at once. The caller sees to it that nobody opens the file for writing meanwhile:
+/// the open would wait for that.
+///
+/// Source: fcntl(2), F_SETLEASE.
+///
+/// # Errors
+/// The file system knows no leases; the file is not ours.
+pub(crate) fn has_writers(file: &File) -> io::Result<bool> {
+    // A lease that is broken after all sends a signal: one that does nothing instead of SIGIO,
+    // which would end this program.
+    file_control(file, F_SETSIG, libc::SIGURG)?;
+    match file_control(file, libc::F_SETLEASE, libc::F_RDLCK) {
+        Ok(()) => file_control(file, libc::F_SETLEASE, libc::F_UNLCK).map(|()| false),
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+#[allow(unsafe_code)]
+fn file_control(file: &File, command: libc::c_int, argument: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open as long as `file` is borrowed, and these commands take a
+    // number and no pointer.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, argument) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Brings the pages of a file that were changed to the disk, so that the next store to any of them
+/// through a mapping moves the file's times. Metadata stay in memory. Blocks.
+///
+/// Source: sync_file_range(2). All three flags, or pages that are on their way are left out.
+///
+/// # Errors
+/// Those of writing.
+#[allow(unsafe_code)]
+pub(crate) fn write_back(file: &File) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: as above; length 0 means up to the end.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
     use super::*;
 
+    /// A program that maps a file, closes it, and from then on stores one byte for each line it
+    /// gets. Not by the module `mmap`, which keeps the file open.
+    struct Mapper {
+        child: Child,
+        orders: Option<ChildStdin>,
+        answers: ChildStdout,
+    }
+
+    const MAPPER: &str = "import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+fd = os.open(sys.argv[1], os.O_RDWR)
+size = os.fstat(fd).st_size
+READ_WRITE, SHARED = 3, 1
+at = libc.mmap(None, size, READ_WRITE, SHARED, fd, 0)
+assert at != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
+os.close(fd)
+print('.', end='', flush=True)
+for line in sys.stdin:
+    ctypes.memmove(at, line.encode(), 1)
+    print('.', end='', flush=True)
+libc.munmap(at, size)
+";
+
+    impl Mapper {
+        fn of(path: &Path) -> Mapper {
+            let mut child = Command::new("python3")
+                .args(["-c", MAPPER])
+                .arg(path)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (orders, answers) = (child.stdin.take(), child.stdout.take().unwrap());
+            let mut mapper = Mapper { child, orders, answers };
+            mapper.wait();
+            mapper
+        }
+
+        fn wait(&mut self) {
+            self.answers.read_exact(&mut [0]).unwrap();
+        }
+
+        fn store(&mut self, byte: char) {
+            writeln!(self.orders.as_mut().unwrap(), "{byte}").unwrap();
+            self.wait();
+        }
+
+        fn end(&mut self) {
+            drop(self.orders.take());
+            self.child.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn whoever_may_write_to_a_file_is_noticed_also_without_an_open_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let writer = File::create(&path).unwrap();
+        writer.set_len(4096).unwrap();
+        let reader = File::open(&path).unwrap();
+        let other_reader = File::open(&path).unwrap();
+        assert!(has_writers(&reader).unwrap());
+        drop(writer);
+        assert!(!has_writers(&reader).unwrap());
+        let mut mapper = Mapper::of(&path);
+        assert!(has_writers(&reader).unwrap());
+        assert!(has_writers(&other_reader).unwrap());
+        mapper.end();
+        assert!(!has_writers(&reader).unwrap());
+    }
+
+    #[test]
+    fn a_store_to_a_page_that_was_stored_to_before_moves_the_time_after_a_write_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let file = File::open(&path).unwrap();
+        let modified = || file.metadata().unwrap().modified().unwrap();
+        let mut mapper = Mapper::of(&path);
+        let mut before = modified();
+        for byte in ['a', 'b', 'c'] {
+            mapper.store(byte);
+            assert!(modified() > before, "{byte}");
+            write_back(&file).unwrap();
+            before = modified();
+        }
+        mapper.end();
+    }
+
     fn status(pending: u64, blocked: u64, ignored: u64, caught: u64) -> ProcessStatus {
-        ProcessStatus { groups: Vec::new(), pending, blocked, ignored, caught }
+        ProcessStatus { pending, blocked, ignored, caught, ..ProcessStatus::default() }
     }
 
     #[test]
@@ -151,8 +326,21 @@ mod tests {
 
     #[test]
     fn our_own_status_can_be_read_and_no_process_has_none() {
-        assert!(ProcessStatus::of(std::process::id()).is_some());
+        let ours = ProcessStatus::of(std::process::id()).unwrap();
+        assert!(ours.has_memory, "who lives is not asked how it ends");
         assert!(ProcessStatus::of(0).is_none());
+    }
+
+    #[test]
+    fn who_is_ended_by_a_signal_is_told_from_who_exits() {
+        let stat = |flags: u64, code: u64| {
+            let rest = "0 ".repeat(STAT_EXIT_CODE - STAT_FLAGS - 1);
+            format!("12 (a) b) S 1 1 1 0 -1 {flags} {rest}{code}\n")
+        };
+        assert!(is_dying(&stat(0x40_0044, 9)));
+        assert!(!is_dying(&stat(0x40_0044, 0x700)), "exit(7)");
+        assert!(!is_dying(&stat(0x40_0040, 9)), "stopped by a signal, not exiting");
+        assert!(!is_dying(""));
     }
 
     #[test]

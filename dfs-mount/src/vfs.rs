@@ -22,11 +22,13 @@ mod handle_table;
 mod inode_table;
 mod io;
 mod lookup;
+mod mapped;
 mod mode;
 mod namespace;
 mod node;
 mod open;
 mod readdir;
+mod space;
 mod statfs;
 mod walk;
 mod walk_ahead;
@@ -43,6 +45,8 @@ use dfs_proto::error::FsError;
 use dfs_proto::name::NameError;
 use dfs_proto::rpc::Rpc;
 use dfs_proto::xattr::XattrError;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::cache::{Cache, CacheError, ContentError};
 use crate::fetch::Fetcher;
@@ -60,6 +64,7 @@ pub use mode::Way;
 pub use namespace::{At, NodeHow};
 pub use open::{OpenHow, Opened};
 pub use readdir::{Listed, ReadFrom};
+pub use space::Side;
 pub use xattr::NewXattr;
 
 /// For whom an operation is done.
@@ -156,26 +161,36 @@ pub struct Vfs {
 struct Inner {
     parts: Parts,
     options: Options,
-    /// Whether the kernel has refused to read a cache file.
+    /// Whether the kernel has refused to read a cache file, or mappings of them would be unseen.
     passthrough_refused: AtomicBool,
     inodes: InodeTable,
     ahead: WalksAhead,
     files: HandleTable<io::FileHandle>,
     directories: HandleTable<readdir::DirHandle>,
+    /// Tasks that look after files that are mapped and not open.
+    mapped: TaskTracker,
+    mapped_stop: CancellationToken,
 }
 
 impl Vfs {
     pub fn new(parts: Parts, options: Options) -> Vfs {
         let root = parts.session.root().fid;
+        let is_blind = options.passthrough && !parts.cache.tells_of_mappings();
+        if is_blind {
+            let dir = parts.cache.dir().display();
+            tracing::info!(%dir, "not on a disk that tells of mappings; serving all reads");
+        }
         Vfs {
             inner: Arc::new(Inner {
                 parts,
                 options,
-                passthrough_refused: AtomicBool::new(false),
+                passthrough_refused: AtomicBool::new(is_blind),
                 inodes: InodeTable::new(root),
                 ahead: WalksAhead::default(),
                 files: HandleTable::default(),
                 directories: HandleTable::default(),
+                mapped: TaskTracker::new(),
+                mapped_stop: CancellationToken::new(),
             }),
         }
     }
@@ -199,13 +214,15 @@ impl Vfs {
         self.session().clock()
     }
 
-    /// Commits and closes every file that is still open: the kernel sends nothing any more.
+    /// Commits and closes every file that is still open, and commits those that are mapped: the
+    /// kernel sends nothing any more.
     pub async fn close_all(&self) {
         for number in self.inner.files.numbers() {
             if let Err(error) = self.release(number).await {
                 tracing::warn!(%error, "a file open at the end of the mount was not committed");
             }
         }
+        self.leave_mapped().await;
     }
 
     fn session(&self) -> &Session {

@@ -30,7 +30,7 @@ mod store;
 mod working;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use dfs_proto::FsError;
@@ -138,7 +138,8 @@ impl Writeback {
         recover::take_up(&writeback).await?;
         let mut tasks = writeback.inner.tasks.lock().await;
         tasks.spawn(outbox::send_again(Arc::downgrade(&writeback.inner), writeback.stopped()));
-        tasks.spawn(obey_recalls(writeback.inner.locks.clone(), recalls, writeback.stopped()));
+        let weak = Arc::downgrade(&writeback.inner);
+        tasks.spawn(obey_recalls(weak, recalls, writeback.stopped()));
         drop(tasks);
         Ok(writeback)
     }
@@ -276,7 +277,10 @@ impl Writeback {
 
     /// One writer less. After the last one a copy that the server has becomes a cached version,
     /// and a recalled lock goes back.
-    pub async fn release(&self, working: Working) {
+    ///
+    /// If the last handle leaves mappings behind, they count as a writer instead of it, and are
+    /// answered with: whoever gets them looks after them ([`Writeback::is_mapping_over`]).
+    pub async fn release(&self, working: Working) -> Option<Working> {
         let copy = &working.copy;
         let right = copy.right.lock().await;
         let is_last = {
@@ -284,11 +288,35 @@ impl Writeback {
             facts.writer_count = facts.writer_count.saturating_sub(1);
             facts.writer_count == 0
         };
+        if is_last && is_mapped(copy) {
+            let mut facts = copy.facts();
+            (facts.writer_count, facts.is_mapped) = (1, true);
+            drop(facts);
+            drop(right);
+            return Some(working);
+        }
         if is_last {
+            copy.file.end_writing();
             self.close(copy, right.grant.as_ref().map(|grant| grant.token));
         }
         drop(right);
         self.inner.locks.settle(copy.fid(), Event::WriterClosed).await;
+        None
+    }
+
+    /// Whether the mappings that [`Writeback::release`] answered with are gone. If so they count
+    /// as one more handle that is to be committed and released; handles that were opened since
+    /// leave their mappings by themselves.
+    pub async fn is_mapping_over(&self, working: &Working) -> bool {
+        let copy = &working.copy;
+        // Nobody can begin to write meanwhile.
+        let _right = copy.right.lock().await;
+        let is_alone = copy.facts().writer_count == 1;
+        let is_over = is_alone && !is_mapped(copy);
+        if is_over {
+            copy.facts().is_mapped = false;
+        }
+        is_over
     }
 
     #[cfg(feature = "testing")]
@@ -317,19 +345,42 @@ impl Writeback {
     }
 }
 
+/// Whether somebody may store to the copy's file though no handle that may write is open.
+fn is_mapped(copy: &Copy) -> bool {
+    if !copy.may_be_mapped() {
+        return false;
+    }
+    match copy.file.is_mapped_for_writing() {
+        Ok(is_mapped) => is_mapped,
+        Err(error) => {
+            // It could when the cache was opened, or nothing would be mapped past us.
+            tracing::warn!(fid = %copy.fid(), %error, "cannot see whether the file is mapped");
+            false
+        }
+    }
+}
+
 /// Recalls obeyed at the same time.
 const RECALLS_AT_ONCE: usize = 16;
 
-async fn obey_recalls(locks: Locks, mut recalls: mpsc::Receiver<Recall>, stop: CancellationToken) {
+async fn obey_recalls(
+    inner: Weak<Inner>,
+    mut recalls: mpsc::Receiver<Recall>,
+    stop: CancellationToken,
+) {
     let mut running = JoinSet::new();
     while let Some(Some(recall)) = stop.run_until_cancelled(recalls.recv()).await {
         if running.len() >= RECALLS_AT_ONCE {
             running.join_next().await;
         }
-        let locks = locks.clone();
+        let Some(inner) = inner.upgrade() else { return };
+        let (writeback, locks) = (Writeback { inner: Arc::clone(&inner) }, inner.locks.clone());
         running.spawn(async move {
             locks.settle(recall.fid, Event::Recalled(recall.token)).await;
         });
+        if let Some(working) = writeback.working(recall.fid) {
+            working.ask_to_look();
+        }
         while running.try_join_next().is_some() {}
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::mapper::Mapper;
 use crate::support::{Client, Mount, Server, attempt, eventually, is_mounted, run, shell};
 
 /// The content of a numbered file: its number, many times.
@@ -143,6 +144,31 @@ fn what_was_not_closed_at_the_crash_is_kept_and_never_sent_by_itself() {
     drop(mount);
     let mount = client.mount(&server, &[]);
     assert_eq!(fs::read_to_string(mount.at("f")).unwrap(), "committed");
+    let list = client.ask(&["outbox", "list", mount.dir.to_str().unwrap()]);
+    assert!(list.contains("interrupted"), "{list}");
+}
+
+#[test]
+fn what_a_mapping_stored_before_the_crash_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &[]);
+    fs::write(mount.at("f"), "..........").unwrap();
+    let mut mapper = Mapper::of(&mount.at("f"));
+    mapper.store(0, "sent");
+    let other = Client::new(&dir.path().join("b"), &server);
+    let other = other.mount(&server, &[]);
+    eventually("what was stored is committed", || {
+        (fs::read_to_string(other.at("f")).unwrap() == "sent......").then_some(())
+    });
+    mapper.store(5, "kept");
+    mount.kill_9();
+    drop(mapper);
+    run(client.dfs(&["umount"]).arg(&mount.dir));
+    drop(mount);
+    let mount = client.mount(&server, &[]);
+    assert_eq!(fs::read_to_string(mount.at("f")).unwrap(), "sent......");
     let list = client.ask(&["outbox", "list", mount.dir.to_str().unwrap()]);
     assert!(list.contains("interrupted"), "{list}");
 }

@@ -3,8 +3,11 @@
 #[path = "../support/cell.rs"]
 mod support;
 
+mod data;
 mod files;
 mod fsx;
+mod mapped;
+pub mod operations;
 mod programs;
 
 use std::path::Path;
@@ -84,4 +87,9 @@ async fn two_mounts() -> (Cell, Mount, Mount) {
     let a = Mount::of(cell.client(true).await).await;
     let b = Mount::of(cell.client(false).await).await;
     (cell, a, b)
+}
+
+/// Runs file operations off the runtime, whose threads serve them.
+async fn files<T: Send + 'static>(operations: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(operations).await.unwrap()
 }

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 
 use dfs_proto::id::SessionId;
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 
 use super::CacheError;
 use super::record::EntryId;
+use crate::sys;
 
 /// What a cache is a cache of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +68,17 @@ impl CacheDir {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether the file system tells of stores to a mapping, and of the mapping's end: by the
+    /// times of the file, and by leases. One in memory does not, for it never writes pages back.
+    pub fn tells_of_mappings(&self) -> bool {
+        let kind = statfs(&self.path).map(|found| found.filesystem_type());
+        let is_in_memory = kind.is_ok_and(|kind| kind == TMPFS_MAGIC);
+        // Any file will do. The answer is about the lock file; what counts is that there is one.
+        let knows_leases =
+            File::open(self.path.join("lock")).and_then(|file| sys::has_writers(&file));
+        !is_in_memory && knows_leases.is_ok()
     }
 
     pub fn log(&self) -> PathBuf {
@@ -231,6 +243,15 @@ mod tests {
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         let _held = CacheDir::claim(dir.path(), &belongs("main")).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_file_system_in_memory_does_not_tell_of_mappings() {
+        let [disk, memory] = [std::env::temp_dir(), "/dev/shm".into()];
+        let disk = tempfile::tempdir_in(disk).unwrap();
+        assert!(CacheDir::claim(disk.path(), &belongs("main")).unwrap().tells_of_mappings());
+        let memory = tempfile::tempdir_in(memory).unwrap();
+        assert!(!CacheDir::claim(memory.path(), &belongs("main")).unwrap().tells_of_mappings());
     }
 
     #[test]

@@ -6,10 +6,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dfs_proto::chunk::ChunkHash;
 use dfs_proto::id::FileId;
@@ -18,6 +19,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::record::EntryId;
+use crate::sys;
 
 /// An open file of the cache.
 #[derive(Debug)]
@@ -25,7 +27,10 @@ pub struct CacheFile {
     id: EntryId,
     fid: FileId,
     path: PathBuf,
+    /// Open for reading only: the kernel can tell so whether anybody else may write.
     file: File,
+    /// Open for writing while we do.
+    writing: Mutex<Option<Arc<File>>>,
     is_recorded: AtomicBool,
 }
 
@@ -40,14 +45,14 @@ pub struct Stamp {
 
 impl CacheFile {
     pub(super) fn create(id: EntryId, fid: FileId, path: PathBuf) -> io::Result<CacheFile> {
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(CacheFile { id, fid, path, file, is_recorded: AtomicBool::new(false) })
+        let writing = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let (file, writing) = (File::open(&path)?, Mutex::new(Some(Arc::new(writing))));
+        Ok(CacheFile { id, fid, path, file, writing, is_recorded: AtomicBool::new(false) })
     }
 
     pub(super) fn open(id: EntryId, fid: FileId, path: PathBuf) -> io::Result<CacheFile> {
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        Ok(CacheFile { id, fid, path, file, is_recorded: AtomicBool::new(true) })
+        let (file, writing) = (File::open(&path)?, Mutex::default());
+        Ok(CacheFile { id, fid, path, file, writing, is_recorded: AtomicBool::new(true) })
     }
 
     pub(super) fn set_recorded(&self) {
@@ -67,8 +72,56 @@ impl CacheFile {
         &self.path
     }
 
+    /// The file, for reading.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The file, for writing; opened if it is not. Also one that has left the cache.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn writer(&self) -> io::Result<Arc<File>> {
+        let mut writing = self.writing();
+        if let Some(writer) = writing.as_ref() {
+            return Ok(Arc::clone(writer));
+        }
+        // By its number: it may have no name any more.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let writer = Arc::new(OpenOptions::new().write(true).open(path)?);
+        *writing = Some(Arc::clone(&writer));
+        Ok(writer)
+    }
+
+    /// Nobody here writes to the file for now.
+    pub fn end_writing(&self) {
+        *self.writing() = None;
+    }
+
+    /// Whether somebody may write to the file whom we do not see: through a mapping that outlives
+    /// the handle it was made through. To be asked when no handle that may write is open, and
+    /// none is being opened.
+    ///
+    /// # Errors
+    /// The file system knows no leases.
+    pub fn is_mapped_for_writing(&self) -> io::Result<bool> {
+        let mut writing = self.writing();
+        let is_ours = writing.take().is_some_and(|writer| Arc::into_inner(writer).is_none());
+        // Held until the answer, so that nobody here opens it for writing meanwhile.
+        Ok(is_ours || sys::has_writers(&self.file)?)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on every change of the content moves the stamp, also stores to mappings that were
+    /// stored to before. Blocks until what was changed is on the disk.
+    ///
+    /// # Errors
+    /// Those of writing.
+    pub fn arm_stamp(&self) -> io::Result<()> {
+        sys::write_back(&self.file)
     }
 
     /// # Errors
@@ -194,19 +247,41 @@ mod tests {
     fn content_is_told_from_damaged_content_also_in_holes() {
         let dir = tempfile::tempdir().unwrap();
         let file = file(dir.path());
-        file.file().write_all_at(b"head", 0).unwrap();
-        file.file().set_len(4 + (1 << 20)).unwrap();
+        file.writer().unwrap().write_all_at(b"head", 0).unwrap();
+        file.writer().unwrap().set_len(4 + (1 << 20)).unwrap();
         let head = Extent::Chunk { hash: ChunkHash::of(b"head"), length: 4 };
         let manifest = Manifest { extents: vec![head, Extent::Hole { length: 1 << 20 }] };
         assert!(file.holds(&manifest).unwrap());
-        file.file().write_all_at(b"x", 500_000).unwrap();
+        file.writer().unwrap().write_all_at(b"x", 500_000).unwrap();
         assert!(!file.holds(&manifest).unwrap());
-        file.file().write_all_at(b"\0", 500_000).unwrap();
+        file.writer().unwrap().write_all_at(b"\0", 500_000).unwrap();
         assert!(file.holds(&manifest).unwrap());
-        file.file().write_all_at(b"H", 0).unwrap();
+        file.writer().unwrap().write_all_at(b"H", 0).unwrap();
         assert!(!file.holds(&manifest).unwrap());
-        file.file().set_len(4).unwrap();
+        file.writer().unwrap().set_len(4).unwrap();
         assert!(!file.holds(&manifest).unwrap());
+    }
+
+    #[test]
+    fn our_own_writing_is_not_taken_for_somebody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(dir.path());
+        file.writer().unwrap().write_all_at(b"ours", 0).unwrap();
+        assert!(!file.is_mapped_for_writing().unwrap());
+        let ours = file.writer().unwrap();
+        assert!(file.is_mapped_for_writing().unwrap(), "a write of ours is under way");
+        drop(ours);
+        assert!(!file.is_mapped_for_writing().unwrap());
+        std::fs::remove_file(file.path()).unwrap();
+        file.writer().unwrap().write_all_at(b"more", 4).unwrap();
+        assert_eq!(file.size().unwrap(), 8);
+        file.end_writing();
+        let theirs = OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/self/fd/{}", file.file().as_raw_fd()));
+        assert!(file.is_mapped_for_writing().unwrap());
+        drop(theirs);
+        assert!(!file.is_mapped_for_writing().unwrap());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use dfs_proto::manifest::{Extent, Manifest};
 use dfs_proto::version::{DataVersion, Epoch, FencingToken};
 
 use super::record::{Content, Origin, State};
-use super::{Belongs, Cache, CacheError, CacheFile, Limits};
+use super::{Allocate, Belongs, Cache, CacheError, CacheFile, Limits};
 use crate::metrics::{Counter, Metrics};
 
 fn open_with(dir: &Path, size_bytes: u64, metrics: &Arc<Metrics>) -> Result<Cache, CacheError> {
@@ -255,10 +255,78 @@ async fn the_log_is_compacted_and_says_the_same_afterwards() {
     }
     let log_bytes = std::fs::metadata(dir.path().join("index.log")).unwrap().len();
     assert!(log_bytes < 1 << 20, "{log_bytes} bytes");
-    files[0].file().write_all_at(b"J", 0).unwrap();
+    files[0].writer().unwrap().write_all_at(b"J", 0).unwrap();
     drop((files, cache));
     let cache = open(dir.path());
     assert_eq!(cache.usage().entry_count, 3);
     assert_eq!(cache.unclean().len(), 1);
     assert!(cache.clean(fid(2)).await.is_some() && cache.clean(fid(3)).await.is_some());
+}
+
+const MIB: u64 = 1 << 20;
+
+fn disk_mib(file: &CacheFile) -> u64 {
+    file.disk_bytes().unwrap() / MIB
+}
+
+#[test]
+fn allocating_takes_room_in_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = Arc::default();
+    let cache = open_with(dir.path(), 16 * MIB, &metrics).unwrap();
+    drop(add(&cache, 1, &[1; 4 << 20]));
+    let file = cache.create(fid(2)).unwrap();
+    cache.record(&file, &Origin::default(), working(b""), None).unwrap();
+    let space = |keeps_size| Allocate::Space { keeps_size };
+    cache.allocate(&file, space(false), 0..8 * MIB).unwrap();
+    assert_eq!((file.size().unwrap(), disk_mib(&file)), (8 * MIB, 8));
+    assert_eq!(metrics.value(Counter::CacheEvicted), 0);
+    cache.allocate(&file, space(false), 0..8 * MIB).unwrap();
+    cache.allocate(&file, space(true), 8 * MIB..14 * MIB).unwrap();
+    assert_eq!((file.size().unwrap(), disk_mib(&file)), (8 * MIB, 14));
+    assert_eq!(metrics.value(Counter::CacheEvicted), 1, "room was made");
+    let full = cache.allocate(&file, space(false), 0..20 * MIB);
+    assert!(matches!(full, Err(CacheError::Full { .. })), "{full:?}");
+    assert_eq!(file.size().unwrap(), 8 * MIB);
+    cache.allocate(&file, Allocate::Hole, 0..20 * MIB).unwrap();
+    assert_eq!(file.size().unwrap(), 8 * MIB);
+    assert!(disk_mib(&file) <= 6, "what is beyond the end may stay");
+}
+
+#[test]
+fn clearing_works_also_where_the_file_system_has_no_call_for_it() {
+    for place in [std::env::temp_dir(), "/dev/shm".into()] {
+        let dir = tempfile::tempdir_in(place).unwrap();
+        let cache = open(dir.path());
+        let file = cache.create(fid(1)).unwrap();
+        cache.write_at(&file, &[7; 3 << 20], 0).unwrap();
+        let zero = |keeps_size| Allocate::Zero { keeps_size };
+        cache.allocate(&file, zero(true), MIB..9 * MIB).unwrap();
+        assert_eq!(file.size().unwrap(), 3 * MIB);
+        cache.allocate(&file, zero(false), MIB..4 * MIB).unwrap();
+        assert_eq!(file.size().unwrap(), 4 * MIB);
+        let bytes = std::fs::read(file.path()).unwrap();
+        let is_right = |at: usize, byte: u8| (byte == 7) == (at < 1 << 20);
+        assert!(bytes.iter().enumerate().all(|(at, byte)| is_right(at, *byte)));
+    }
+}
+
+#[test]
+fn copies_keep_holes_and_make_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let [from, to] = [1, 2].map(|inode| cache.create(fid(inode)).unwrap());
+    cache.write_at(&from, &[1; 1 << 20], 20 * MIB).unwrap();
+    cache.allocate(&from, Allocate::Zero { keeps_size: false }, 21 * MIB..40 * MIB).unwrap();
+    cache.write_at(&to, &[2; 5 << 20], 0).unwrap();
+    assert_eq!(cache.copy((&from, 0..u64::MAX >> 1), (&to, MIB)).unwrap(), 40 * MIB);
+    assert_eq!(to.size().unwrap(), 41 * MIB);
+    assert_eq!(disk_mib(&to), 2);
+    let bytes = std::fs::read(to.path()).unwrap();
+    let mib_of = |at: usize| &bytes[at << 20..(at + 1) << 20];
+    assert!(mib_of(0).iter().all(|byte| *byte == 2) && mib_of(21).iter().all(|byte| *byte == 1));
+    assert!((1..21).chain(22..41).all(|at| mib_of(at).iter().all(|byte| *byte == 0)));
+    assert_eq!(cache.copy((&from, 50 * MIB..60 * MIB), (&to, 0)).unwrap(), 0, "past the end");
+    assert_eq!(cache.copy((&to, 21 * MIB..22 * MIB), (&to, 0)).unwrap(), MIB);
+    assert_eq!(std::fs::read(to.path()).unwrap()[..3], [1, 1, 1]);
 }

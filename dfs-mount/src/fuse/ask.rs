@@ -5,16 +5,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use dfs_proto::directory::{RenameRule, XattrRule};
-use fuser::{INodeNo, RenameFlags, ReplyAttr, ReplyEntry};
-use nix::fcntl::OFlag;
+use fuser::{INodeNo, RenameFlags, ReplyAttr, ReplyEmpty, ReplyEntry};
+use nix::fcntl::{FallocateFlags, OFlag};
 
-use super::LIFETIME;
 use super::attr::{file_attr, generation};
 use super::caller::Callers;
 use super::interrupt::Wakes;
 use super::reply::Request;
+use super::{Fuse, LIFETIME};
+use crate::cache::Allocate;
 use crate::sys;
-use crate::vfs::{At, Caller, Entry, OpenHow, Vfs};
+use crate::vfs::{At, Caller, Entry, Error, OpenHow, Vfs};
 
 /// Who asks, before it is looked up what groups they have.
 pub(super) struct Asker {
@@ -27,6 +28,54 @@ pub(super) struct Asker {
 impl Asker {
     pub(super) fn caller(&self) -> Caller {
         self.callers.caller(self.uid, self.gid, self.pid)
+    }
+}
+
+impl Fuse {
+    pub(super) fn asker(&self, request: &fuser::Request) -> Asker {
+        Asker {
+            callers: self.callers.clone(),
+            uid: request.uid(),
+            gid: request.gid(),
+            pid: request.pid(),
+        }
+    }
+
+    pub(super) fn asked(&self, request: &fuser::Request) -> (Vfs, Asker) {
+        (self.vfs.clone(), self.asker(request))
+    }
+
+    pub(super) fn named(
+        &self,
+        request: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+    ) -> (Vfs, Asker, At) {
+        (self.vfs.clone(), self.asker(request), at(parent, name))
+    }
+
+    /// Answers with an entry; a caller that has gone away never held the lookup.
+    pub(super) fn answer_entry(
+        &self,
+        request: Request,
+        reply: ReplyEntry,
+        operation: impl Future<Output = Result<Entry, Error>> + Send + 'static,
+    ) {
+        let vfs = self.vfs.clone();
+        let undo = move |entry: Entry| {
+            vfs.forget(entry.nodeid, 1);
+            std::future::ready(())
+        };
+        self.server.serve(request, reply, operation, (answer_entry, undo));
+    }
+
+    pub(super) fn answer_empty(
+        &self,
+        request: Request,
+        reply: ReplyEmpty,
+        operation: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        self.server.answer(request, reply, operation, |reply, ()| reply.ok());
     }
 }
 
@@ -83,6 +132,20 @@ pub(super) fn xattr_rule(flags: i32) -> Option<XattrRule> {
     }
 }
 
+/// What a mode of fallocate(2) means; `None` for those that move content, or that only some local
+/// file systems know.
+pub(super) fn allocation(mode: i32) -> Option<Allocate> {
+    const KEEP_SIZE: FallocateFlags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let mode = FallocateFlags::from_bits_retain(mode);
+    let keeps_size = mode.contains(KEEP_SIZE);
+    match mode.difference(KEEP_SIZE) {
+        rest if rest.is_empty() => Some(Allocate::Space { keeps_size }),
+        FallocateFlags::FALLOC_FL_ZERO_RANGE => Some(Allocate::Zero { keeps_size }),
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE if keeps_size => Some(Allocate::Hole),
+        _ => None,
+    }
+}
+
 pub(super) fn answer_entry(reply: ReplyEntry, entry: Entry) {
     reply.entry(&LIFETIME, &file_attr(&entry), generation(&entry.attr));
 }
@@ -118,6 +181,24 @@ mod tests {
         assert_eq!(xattr_rule(1), Some(XattrRule::Create));
         assert_eq!(xattr_rule(2), Some(XattrRule::Replace));
         assert_eq!((xattr_rule(3), xattr_rule(4)), (None, None));
+    }
+
+    #[test]
+    fn modes_of_fallocate_that_we_do_not_have_are_refused() {
+        let of = |flags: FallocateFlags| allocation(flags.bits());
+        let (keep, hole) =
+            (FallocateFlags::FALLOC_FL_KEEP_SIZE, FallocateFlags::FALLOC_FL_PUNCH_HOLE);
+        let zero = FallocateFlags::FALLOC_FL_ZERO_RANGE;
+        assert_eq!(of(FallocateFlags::empty()), Some(Allocate::Space { keeps_size: false }));
+        assert_eq!(of(keep), Some(Allocate::Space { keeps_size: true }));
+        assert_eq!(of(hole | keep), Some(Allocate::Hole));
+        assert_eq!(of(zero), Some(Allocate::Zero { keeps_size: false }));
+        assert_eq!(of(zero | keep), Some(Allocate::Zero { keeps_size: true }));
+        assert_eq!(of(hole), None, "a hole at the end cannot change the size");
+        assert_eq!(of(hole | zero | keep), None);
+        assert_eq!(of(FallocateFlags::FALLOC_FL_COLLAPSE_RANGE), None);
+        assert_eq!(of(FallocateFlags::FALLOC_FL_INSERT_RANGE), None);
+        assert_eq!(of(FallocateFlags::FALLOC_FL_UNSHARE_RANGE), None);
     }
 
     #[test]

@@ -35,13 +35,29 @@ fn of_xattr(error: &XattrError) -> Errno {
 }
 
 fn of_io(error: &std::io::Error) -> Errno {
-    match (error.raw_os_error(), error.kind()) {
+    match (system_code(error), error.kind()) {
         (Some(code), _) => Errno::from_i32(code),
         (None, std::io::ErrorKind::StorageFull) => Errno::ENOSPC,
         (None, std::io::ErrorKind::QuotaExceeded) => Errno::EDQUOT,
         (None, std::io::ErrorKind::FileTooLarge) => Errno::EFBIG,
         (None, _) => Errno::EIO,
     }
+}
+
+/// The number of the system call that failed, which may be a cause of the error.
+fn system_code(error: &std::io::Error) -> Option<i32> {
+    if let Some(code) = error.raw_os_error() {
+        return Some(code);
+    }
+    let mut cause = error.get_ref().and_then(|inner| inner.source());
+    while let Some(error) = cause {
+        let code = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if code.is_some() {
+            return code;
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn of_fs(error: &FsError) -> Errno {
@@ -164,6 +180,12 @@ mod tests {
         assert_eq!(code(local(denied)), libc::EDQUOT);
         let full = std::io::Error::new(std::io::ErrorKind::StorageFull, "cache is full");
         assert_eq!(code(local(full)), libc::ENOSPC);
+        let refused = crate::cache::CacheError::Io {
+            what: "cannot write cache file",
+            path: "f".into(),
+            source: std::io::Error::from_raw_os_error(libc::EOPNOTSUPP),
+        };
+        assert_eq!(code(refused.into()), libc::EOPNOTSUPP, "also of an error with its context");
         let long = std::io::Error::new(std::io::ErrorKind::FileTooLarge, "beyond the disk's limit");
         assert_eq!(code(local(long)), libc::EFBIG);
     }

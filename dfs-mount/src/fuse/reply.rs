@@ -177,6 +177,12 @@ impl Server {
         }
     }
 
+    /// Runs something that spawns tasks.
+    pub(super) fn enter(&self, spawns: impl FnOnce()) {
+        let _context = self.runtime.enter();
+        spawns();
+    }
+
     /// Waits until every operation has ended. The kernel must not send any more.
     pub(super) async fn drain(&self) {
         self.tasks.close();

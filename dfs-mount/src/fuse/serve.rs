@@ -9,20 +9,23 @@ use dfs_proto::attr::VolumeSpace;
 use dfs_proto::limits::NAME_BYTES_MAX;
 use fuser::{
     Errno, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
+    ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
 };
 
 use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
-use super::ask::{self, Asker, open_how, release_late, unbounded};
+use super::ask::{Asker, allocation, open_how, release_late, unbounded};
 use super::attr::{file_type, listed_attr};
 use super::reply::{self, Request};
 use super::{Fuse, LIFETIME};
-use crate::vfs::{At, CreateHow, Created, Entry, Error, Opened, ReadFrom, Seek, WriteTo};
+use crate::vfs::{At, CreateHow, Created, Error, Opened, ReadFrom, Seek, Side, WriteTo};
 
 /// Unit in which statfs counts space. Units: bytes.
 const STATFS_BLOCK_BYTES: u32 = 4096;
+
+/// Most bytes that the answer to a copy can count; a whole number of pages. Units: bytes.
+const COPY_REQUEST_BYTES_MAX: u64 = 1 << 31;
 
 thread_local! {
     /// Where a FUSE thread reads to. It grows to the longest request and stays.
@@ -37,30 +40,6 @@ pub(super) struct Stretch {
 }
 
 impl Fuse {
-    /// Answers with an entry; a caller that has gone away never held the lookup.
-    pub(super) fn answer_entry(
-        &self,
-        request: Request,
-        reply: ReplyEntry,
-        operation: impl Future<Output = Result<Entry, Error>> + Send + 'static,
-    ) {
-        let vfs = self.vfs.clone();
-        let undo = move |entry: Entry| {
-            vfs.forget(entry.nodeid, 1);
-            std::future::ready(())
-        };
-        self.server.serve(request, reply, operation, (ask::answer_entry, undo));
-    }
-
-    pub(super) fn answer_empty(
-        &self,
-        request: Request,
-        reply: ReplyEmpty,
-        operation: impl Future<Output = Result<(), Error>> + Send + 'static,
-    ) {
-        self.server.answer(request, reply, operation, |reply, ()| reply.ok());
-    }
-
     pub(super) fn serve_open(
         &self,
         (request, asker): (Request, Asker),
@@ -111,20 +90,64 @@ impl Fuse {
 
     pub(super) fn serve_write(
         &self,
-        (request, at): (Request, Stretch),
-        data: &[u8],
+        (request, asker): (Request, Asker),
+        (at, data): (Stretch, &[u8]),
         (kind, flags): (WriteFlags, OpenFlags),
         reply: ReplyWrite,
     ) {
+        let flags = OFlag::from_bits_retain(flags.0);
         // The kernel's end of the file may not be ours; but pages that it writes late have a place.
-        let is_append = OFlag::from_bits_retain(flags.0).contains(OFlag::O_APPEND);
         let is_page = kind.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let to = if is_append && !is_page { WriteTo::End } else { WriteTo::Offset(at.offset) };
+        let is_append = flags.contains(OFlag::O_APPEND) && !is_page;
+        let to = if is_append { WriteTo::End } else { WriteTo::Offset(at.offset) };
         let clears_set_id = kind.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.vfs.write(at.handle, to, data, clears_set_id) {
-            Ok(()) => reply.written(u32::try_from(data.len()).expect("a request's length")),
+        let count = u32::try_from(data.len()).expect("a request's length");
+        let written = self.vfs.write(at.handle, to, data, clears_set_id);
+        if is_page {
+            self.server.enter(|| self.vfs.commit_late_stores(at.handle));
+        }
+        match written {
+            // Also set in O_SYNC, and for a single write by pwritev2(2).
+            Ok(()) if flags.contains(OFlag::O_DSYNC) && !is_page => {
+                let vfs = self.vfs.clone();
+                let operation = async move { vfs.fsync(&asker.caller(), at.handle).await };
+                let accept = move |reply: ReplyWrite, ()| reply.written(count);
+                self.server.answer(unbounded(request), reply, operation, accept);
+            }
+            Ok(()) => reply.written(count),
             Err(error) => reply::refuse(request, reply, &error),
         }
+    }
+
+    pub(super) fn serve_allocate(
+        &self,
+        request: Request,
+        (at, length): (Stretch, u64),
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let Some(how) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        match self.vfs.allocate(at.handle, how, (at.offset, length)) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply::refuse(request, reply, &error),
+        }
+    }
+
+    pub(super) fn serve_copy(
+        &self,
+        request: Request,
+        (from, to): (Side, Side),
+        length: u64,
+        reply: ReplyWrite,
+    ) {
+        // The reply has 32 bits for the count; the kernel asks for the rest.
+        let length = length.min(COPY_REQUEST_BYTES_MAX);
+        let vfs = self.vfs.clone();
+        let operation = async move { vfs.copy_range(from, to, length).await };
+        let accept = |reply: ReplyWrite, copied: u64| {
+            reply.written(u32::try_from(copied).expect("no more than was asked for"));
+        };
+        self.server.answer(request, reply, operation, accept);
     }
 
     pub(super) fn serve_seek(

@@ -19,7 +19,6 @@ use super::node::{First, Node};
 use super::open::OpenHow;
 use super::walk_ahead::Ahead;
 use super::{Caller, Entry, Error, Vfs};
-use crate::cache::CacheFile;
 use crate::writeback::Working;
 
 /// What a caller changes of an inode.
@@ -218,13 +217,12 @@ impl Vfs {
         let mtime = set.mtime.or(unchanged.map(SetTime::At));
         match state.open_mut() {
             Some(open) if is_entitled && Arc::ptr_eq(&open.file, file) => {
-                set_file_times(file, set.atime, mtime)?;
+                set_file_times(&working, set.atime, mtime)?;
                 open.pending.atime = set.atime.map(SetTime::timestamp).or(open.pending.atime);
             }
             _ => return Ok(()),
         }
         drop(state);
-        working.mark_dirty();
         (set.atime, set.mtime) = (None, None);
         Ok(())
     }
@@ -262,7 +260,7 @@ impl Vfs {
         // The cache file's own time means nothing before something was written. Setting any time
         // moves the file's time of change, which is the one that is shown.
         let mtime = (!is_dirty).then_some(SetTime::At(attr.mtime));
-        set_file_times(file, Some(SetTime::At(attr.atime)), mtime)?;
+        set_file_times(&working, Some(SetTime::At(attr.atime)), mtime)?;
         open.pending.first = first;
         drop(state);
         working.mark_dirty();
@@ -395,9 +393,9 @@ fn ctime_of(metadata: &Metadata) -> Timestamp {
     Timestamp::new(metadata.ctime(), u32::try_from(metadata.ctime_nsec()).unwrap_or(0))
 }
 
-/// Gives a cache file times of its inode, so that the file system under it keeps count of them.
+/// Gives a working copy times of its inode, so that the file system under it keeps count of them.
 fn set_file_times(
-    file: &CacheFile,
+    working: &Working,
     atime: Option<SetTime>,
     mtime: Option<SetTime>,
 ) -> Result<(), Error> {
@@ -408,7 +406,7 @@ fn set_file_times(
     if let Some(mtime) = mtime.and_then(|time| system_time(time.timestamp())) {
         times = times.set_modified(mtime);
     }
-    file.file().set_times(times).map_err(Error::local("set the times of a cache file"))
+    working.set_times(times).map_err(Error::local("set the times of a cache file"))
 }
 
 fn system_time(time: Timestamp) -> Option<SystemTime> {

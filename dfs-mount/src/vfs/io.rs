@@ -4,6 +4,7 @@
 //! A commit takes the cache file's modification time as the file's: the local file system keeps
 //! it through writes, cuts, stores to mappings and times that callers set.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dfs_proto::directory::{CommitAttr, Durability, FirstAttr, Fsync};
@@ -23,22 +24,35 @@ pub(crate) struct FileHandle {
     file: Arc<CacheFile>,
     /// Present if the handle may write; taken by the release.
     working: Mutex<Option<Working>>,
+    /// A program has closed it. It may be open still: duplicated, inherited, or mapped.
+    pub(super) was_closed: AtomicBool,
+    /// A commit of what was stored since is on its way.
+    pub(super) is_commit_due: AtomicBool,
 }
 
 impl FileHandle {
     pub(super) fn reading(node: Arc<Node>, file: Arc<CacheFile>) -> FileHandle {
-        FileHandle { node, file, working: Mutex::new(None) }
+        FileHandle::new(node, file, None)
     }
 
     pub(super) fn writing(node: Arc<Node>, working: Working) -> FileHandle {
-        FileHandle { node, file: working.file().clone(), working: Mutex::new(Some(working)) }
+        FileHandle::new(node, working.file().clone(), Some(working))
+    }
+
+    fn new(node: Arc<Node>, file: Arc<CacheFile>, working: Option<Working>) -> FileHandle {
+        let (was_closed, is_commit_due) = (AtomicBool::new(false), AtomicBool::new(false));
+        FileHandle { node, file, working: Mutex::new(working), was_closed, is_commit_due }
     }
 
     pub(super) fn node(&self) -> &Arc<Node> {
         &self.node
     }
 
-    fn working(&self) -> Option<Working> {
+    pub(super) fn file(&self) -> &Arc<CacheFile> {
+        &self.file
+    }
+
+    pub(super) fn working(&self) -> Option<Working> {
         self.working.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -128,9 +142,11 @@ impl Vfs {
             .map_err(|errno: Errno| Error::local("search the cache file")(errno.into()))
     }
 
-    /// Whether close(2) has nothing to send; then it needs no thread but its own.
-    pub fn is_clean(&self, handle: u64) -> bool {
+    /// A program closes a handle. Whether that has nothing to send; then it needs no thread but its
+    /// own.
+    pub fn closes_clean(&self, handle: u64) -> bool {
         let Ok(handle) = self.file_handle(handle) else { return true };
+        handle.was_closed.store(true, Ordering::Relaxed);
         match handle.working() {
             Some(working) => !working.is_dirty(),
             None => true,
@@ -179,15 +195,15 @@ impl Vfs {
                 let path = self.inner.inodes.path(handle.node.nodeid);
                 tracing::warn!(path, fid = %handle.node.fid, %error, "a closed file is not stored");
             }
-            self.writeback().release(working).await;
+            self.release_working(&handle.node, working).await;
         }
         drop(uncount);
         Ok(())
     }
 
-    async fn commit_working(
+    pub(super) async fn commit_working(
         &self,
-        node: &Arc<Node>,
+        node: &Node,
         working: &Working,
         durability: Durability,
     ) -> Result<Done, Error> {
@@ -229,7 +245,7 @@ fn first_attr(first: First, working: &Working) -> Option<Box<FirstAttr>> {
 
 /// What a commit came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Done {
+pub(super) enum Done {
     Nothing,
     Stored,
     /// The inode is gone, and its content with it.

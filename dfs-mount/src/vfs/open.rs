@@ -91,6 +91,10 @@ impl Vfs {
     async fn held(&self, node: &Node) -> Held {
         let live = self.writeback().before_open(node.fid).await;
         let live = live.filter(|live| !live.is_detached());
+        if let Some(live) = &live {
+            // What is merely mapped may be so no more.
+            live.ask_to_look();
+        }
         let clean = match live {
             Some(_) => None,
             None => self.cache().clean(node.fid).await,
@@ -246,7 +250,7 @@ impl Vfs {
         match result {
             Ok(way) => Ok(self.opened_for_writing(opening, working, way)),
             Err(error) => {
-                self.writeback().release(working).await;
+                self.release_working(node, working).await;
                 Err(error)
             }
         }
@@ -318,7 +322,7 @@ impl Vfs {
             && !base.is_dirty
             && let Err(error) = working.set_len(0)
         {
-            self.writeback().release(working).await;
+            self.release_working(node, working).await;
             return Err(error.into());
         }
         counted.keep();
@@ -329,6 +333,9 @@ impl Vfs {
         let Opening { caller, node, how, .. } = opening;
         if how.truncate && !caller.identity.is_root() {
             self.note_set_id_cleared(node);
+        }
+        if how.read && way == Way::Beside {
+            working.expect_stores();
         }
         let file = working.file().clone();
         let handle = self.inner.files.insert(FileHandle::writing(node.clone(), working));

@@ -50,6 +50,16 @@ fn is_shrunk(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::UnexpectedEof
 }
 
+/// As [`Copy::mark_to_commit`], off the runtime's threads if it may block.
+async fn mark_to_commit(copy: &Arc<Copy>) -> std::io::Result<Mark> {
+    if !copy.may_be_mapped() {
+        return Ok(copy.mark());
+    }
+    let copy = Arc::clone(copy);
+    let marking = tokio::task::spawn_blocking(move || copy.mark_to_commit());
+    marking.await.map_err(std::io::Error::other)?
+}
+
 impl Writeback {
     pub(super) async fn commit_locked(
         &self,
@@ -101,7 +111,12 @@ impl Writeback {
                 let version = copy.facts().base.version;
                 return Ok(Commit::Stored { version, attr: None });
             }
-            let mark = copy.mark();
+            let mark = match mark_to_commit(copy).await {
+                Ok(mark) => mark,
+                Err(error) => {
+                    return Err(self.unread(copy, copy.mark(), owed, ScanError::Io(error)));
+                }
+            };
             let job = self.job(copy, right, owed);
             let mut plan = match put::prepare(&job, &self.inner.replicas).await {
                 Ok(plan) => plan,

@@ -103,7 +103,7 @@ async fn a_change_past_the_daemon_is_noticed_at_close() {
     let fid = world.client.put("a", b"hello").await.unwrap();
     let working = world.client.open_write(fid).await.unwrap();
     // As a store through a mapping: nobody marks anything.
-    working.file().file().write_all_at(b"J", 0).unwrap();
+    working.file().writer().unwrap().write_all_at(b"J", 0).unwrap();
     let later = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(5);
     working.file().file().set_modified(later).unwrap();
     world.client.close(working).await.unwrap();

@@ -5,7 +5,15 @@
 //! for those made past us (mappings). A commit takes its mark *before* it reads the file; a change
 //! counts *after* it was written: so a change that a commit may have missed always leaves the copy
 //! dirty.
+//!
+//! A store to a mapping moves the stamp only if it is the first to its page since that was brought
+//! to the disk. So once a copy was stored to past us, each commit brings its pages there before it
+//! takes its mark (`Copy::mark_to_commit`). That costs disk writes, so it is not done for copies
+//! that are changed by write(2) only: those are known by a stamp that is always our own.
 
+use std::fs::FileTimes;
+use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,9 +25,10 @@ use dfs_proto::directory::{CommitAttr, Durability, Placement, WriteGrant};
 use dfs_proto::id::{FileId, OpId};
 use dfs_proto::manifest::Manifest;
 use dfs_proto::version::DataVersion;
+use tokio::sync::Notify;
 
 use crate::cache::record::{Closed, Content, EntryId, Origin};
-use crate::cache::{Cache, CacheError, CacheFile, Stamp};
+use crate::cache::{Allocate, Cache, CacheError, CacheFile, Stamp};
 use crate::session::ops::OpGuard;
 
 /// A file that is being changed here. Cheap to clone.
@@ -34,11 +43,24 @@ pub(super) struct Copy {
     pub cache: Cache,
     pub origin: Origin,
     changes: AtomicU64,
+    stores: Mutex<Stores>,
+    /// A reason to look whether mappings that outlive their handles are still there.
+    pub look: Notify,
     /// Held while the end of the file is looked up and moved.
     end: Mutex<()>,
     facts: Mutex<Facts>,
     /// Held by whoever commits, and by opens and releases that must not come between.
     pub right: tokio::sync::Mutex<Right>,
+}
+
+/// What is known of stores past us.
+#[derive(Clone, Copy, Debug)]
+enum Stores {
+    /// No handle could be mapped without our knowing.
+    None,
+    /// There may be some; the stamp was this after our last change.
+    NotSeen(Option<Stamp>),
+    Seen,
 }
 
 /// What handles and commits both look at.
@@ -47,7 +69,9 @@ pub(super) struct Facts {
     pub base: Content,
     /// Made here, and never committed.
     pub is_new: bool,
+    /// Handles that may write, and one more while mappings outlive their handles.
     pub writer_count: u32,
+    pub is_mapped: bool,
     /// The mark that `base` has.
     pub committed: Mark,
     pub standing: Standing,
@@ -124,6 +148,7 @@ impl Copy {
             base,
             is_new: false,
             writer_count: 0,
+            is_mapped: false,
             committed: mark,
             standing: Standing::Sound,
         };
@@ -132,6 +157,8 @@ impl Copy {
             cache,
             origin,
             changes: AtomicU64::new(0),
+            stores: Mutex::new(Stores::None),
+            look: Notify::new(),
             end: Mutex::default(),
             facts: Mutex::new(facts),
             right: tokio::sync::Mutex::default(),
@@ -156,6 +183,51 @@ impl Copy {
 
     pub fn is_dirty(&self) -> bool {
         self.mark() != self.facts().committed
+    }
+
+    /// The mark that a commit takes: every later change differs from it. Blocks if the file was
+    /// stored to past us.
+    pub fn mark_to_commit(&self) -> io::Result<Mark> {
+        let mark = self.mark();
+        if !self.has_seen_stores(mark.stamp) {
+            return Ok(mark);
+        }
+        self.file.arm_stamp()?;
+        Ok(self.mark())
+    }
+
+    /// Whether the file was changed past us before it had this stamp.
+    fn has_seen_stores(&self, stamp: Option<Stamp>) -> bool {
+        let mut stores = self.stores();
+        if let Stores::NotSeen(own) = *stores
+            && own != stamp
+        {
+            *stores = Stores::Seen;
+        }
+        matches!(*stores, Stores::Seen)
+    }
+
+    /// Whether there may be a mapping that outlives its handle.
+    pub fn may_be_mapped(&self) -> bool {
+        !matches!(*self.stores(), Stores::None)
+    }
+
+    /// Makes a change of ours, which counts also if it fails: some of it may have been made.
+    fn change<T>(&self, change: impl FnOnce() -> T) -> T {
+        if self.may_be_mapped() {
+            self.has_seen_stores(self.file.stamp().ok());
+        }
+        let result = change();
+        self.mark_dirty();
+        let mut stores = self.stores();
+        if let Stores::NotSeen(own) = &mut *stores {
+            *own = self.file.stamp().ok();
+        }
+        result
+    }
+
+    fn stores(&self) -> MutexGuard<'_, Stores> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,10 +269,8 @@ impl Working {
     /// # Errors
     /// `Full`, `Io`.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), CacheError> {
-        let written = self.copy.cache.write_at(&self.copy.file, bytes, offset);
-        // Also after an error: some of it may have been written.
-        self.copy.mark_dirty();
-        written
+        let Copy { cache, file, .. } = &*self.copy;
+        self.copy.change(|| cache.write_at(file, bytes, offset))
     }
 
     /// As [`Working::write_at`], at the end of the file, wherever that is by then.
@@ -208,7 +278,7 @@ impl Working {
     /// # Errors
     /// `Full`, `Io`.
     pub fn append(&self, bytes: &[u8]) -> Result<(), CacheError> {
-        let _end = self.copy.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let _end = self.end();
         let file = &self.copy.file;
         let end = file.size().map_err(|source| CacheError::Io {
             what: "cannot look up the size of cache file",
@@ -221,12 +291,66 @@ impl Working {
     /// # Errors
     /// `Io`.
     pub fn set_len(&self, size: u64) -> Result<(), CacheError> {
-        let _end = self.copy.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let _end = self.end();
         let file = &self.copy.file;
-        let result = file.file().set_len(size);
-        self.copy.mark_dirty();
+        let result = self.copy.change(|| file.writer().and_then(|writer| writer.set_len(size)));
         let path = file.path().to_owned();
         result.map_err(|source| CacheError::Io { what: "cannot size cache file", path, source })
+    }
+
+    /// Allocates or clears a stretch. Blocking.
+    ///
+    /// # Errors
+    /// As [`Cache::allocate`].
+    pub fn allocate(&self, how: Allocate, stretch: Range<u64>) -> Result<(), CacheError> {
+        let _end = self.end();
+        let Copy { cache, file, .. } = &*self.copy;
+        self.copy.change(|| cache.allocate(file, how, stretch))
+    }
+
+    /// Copies a stretch of `from` to `offset`. The bytes that were copied. Blocking.
+    ///
+    /// # Errors
+    /// As [`Cache::copy`].
+    pub fn copy_from(
+        &self,
+        from: &CacheFile,
+        stretch: Range<u64>,
+        offset: u64,
+    ) -> Result<u64, CacheError> {
+        let _end = self.end();
+        let Copy { cache, file, .. } = &*self.copy;
+        self.copy.change(|| cache.copy((from, stretch), (file, offset)))
+    }
+
+    fn end(&self) -> MutexGuard<'_, ()> {
+        self.copy.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the file times, so that the file system under it keeps count of them.
+    ///
+    /// # Errors
+    /// Those of futimens(2).
+    pub fn set_times(&self, times: FileTimes) -> io::Result<()> {
+        self.copy.change(|| self.copy.file.file().set_times(times))
+    }
+
+    /// A handle is about to exist whose mappings go past us.
+    pub fn expect_stores(&self) {
+        let mut stores = self.copy.stores();
+        if matches!(*stores, Stores::None) {
+            *stores = Stores::NotSeen(self.copy.file.stamp().ok());
+        }
+    }
+
+    /// Returns when there is a reason to look whether mappings are still there.
+    pub async fn asked_to_look(&self) {
+        self.copy.look.notified().await;
+    }
+
+    /// Gives a reason to look.
+    pub fn ask_to_look(&self) {
+        self.copy.look.notify_one();
     }
 
     /// Something changed that is to travel with the next commit: times, or content that was

@@ -1,15 +1,10 @@
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Barrier;
 
 use super::*;
-
-/// Runs file operations off the runtime, whose threads serve them.
-async fn files<T: Send + 'static>(operations: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(operations).await.unwrap()
-}
 
 fn paths(a: &Mount, b: &Mount, name: &str) -> (PathBuf, PathBuf) {
     (a.path().join(name), b.path().join(name))
@@ -33,33 +28,6 @@ async fn an_open_reader_keeps_its_version_and_later_opens_see_the_close() {
             drop(again);
             assert_eq!(fs::read_to_string(&write_path).unwrap(), "Newer");
             assert_eq!(fs::read_to_string(&read_path).unwrap(), "Newer");
-        })
-        .await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn appends_cuts_and_seeks_through_one_handle() {
-    let (_cell, a, b) = two_mounts().await;
-    for mount in [&a, &b] {
-        let path = mount.path().join("file");
-        files(move || {
-            let mut append = OpenOptions::new().create(true).append(true).open(&path).unwrap();
-            append.write_all(b"one").unwrap();
-            let mut reader = File::open(&path).unwrap();
-            append.write_all(b"two").unwrap();
-            let mut text = String::new();
-            reader.read_to_string(&mut text).unwrap();
-            assert_eq!(text, "onetwo");
-            assert_eq!(reader.seek(SeekFrom::End(0)).unwrap(), 6);
-            append.set_len(4).unwrap();
-            assert_eq!(reader.metadata().unwrap().len(), 4);
-            append.write_all(b"!").unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap(), "onet!");
-            drop(append);
-            assert_eq!(fs::metadata(&path).unwrap().len(), 5);
-            fs::remove_file(&path).unwrap();
-            assert_eq!(reader.metadata().unwrap().nlink(), 0);
         })
         .await;
     }
