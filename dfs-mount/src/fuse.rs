@@ -108,24 +108,12 @@ impl Filesystem for Fuse {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (vfs, asker) = self.asked(request);
-        let now = || vfs.now();
-        let set = SetAttr {
-            mode: mode.map(|mode| mode & 0o7777),
-            uid,
-            gid,
-            atime: atime.map(|time| set_time(time, now)),
-            mtime: mtime.map(|time| set_time(time, now)),
-        };
-        let handle = handle.map(|handle| handle.0);
-        let operation = {
-            let vfs = vfs.clone();
-            let wanted = Change { set, size };
-            async move { vfs.setattr(&asker.caller(), nodeid.0, handle, wanted).await }
-        };
-        // A cut by path may wait for another client's lock.
-        let request = unbounded(change("setattr", request, nodeid));
-        self.server.answer(request, reply, operation, answer_attr);
+        let now = || self.vfs.now();
+        let mode = mode.map(|mode| mode & 0o7777);
+        let (atime, mtime) = (atime.map(|at| set_time(at, now)), mtime.map(|at| set_time(at, now)));
+        let set = SetAttr { mode, uid, gid, atime, mtime };
+        let asked = (change("setattr", request, nodeid), self.asker(request));
+        self.serve_setattr(asked, handle, Change { set, size }, reply);
     }
 
     fn readlink(&self, request: &fuser::Request, nodeid: INodeNo, reply: ReplyData) {

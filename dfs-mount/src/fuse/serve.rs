@@ -8,18 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use dfs_proto::attr::VolumeSpace;
 use dfs_proto::limits::NAME_BYTES_MAX;
 use fuser::{
-    Errno, INodeNo, OpenFlags, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
+    Errno, FileHandle, INodeNo, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
 };
 
 use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
-use super::ask::{Asker, allocation, open_how, release_late, unbounded};
+use super::ask::{Asker, allocation, answer_attr, open_how, release_late, unbounded};
 use super::attr::{file_type, listed_attr};
 use super::reply::{self, Request};
 use super::{Fuse, LIFETIME};
-use crate::vfs::{At, CreateHow, Created, Error, Opened, ReadFrom, Seek, Side, WriteTo};
+use crate::vfs::{At, Change, CreateHow, Created, Error, Opened, ReadFrom, Seek, Side, WriteTo};
 
 /// Unit in which statfs counts space. Units: bytes.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -40,6 +40,20 @@ pub(super) struct Stretch {
 }
 
 impl Fuse {
+    pub(super) fn serve_setattr(
+        &self,
+        (request, asker): (Request, Asker),
+        handle: Option<FileHandle>,
+        wanted: Change,
+        reply: ReplyAttr,
+    ) {
+        let (vfs, nodeid) = (self.vfs.clone(), request.nodeid);
+        let handle = handle.map(|handle| handle.0);
+        let operation = async move { vfs.setattr(&asker.caller(), nodeid, handle, wanted).await };
+        // A cut by path may wait for another client's lock.
+        self.server.answer(unbounded(request), reply, operation, answer_attr);
+    }
+
     pub(super) fn serve_open(
         &self,
         (request, asker): (Request, Asker),

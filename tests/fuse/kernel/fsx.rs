@@ -183,7 +183,6 @@ async fn fsx_finds_every_byte_of_a_large_file() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs fallocate(2): SEMANTICS.md, Not yet"]
 async fn fsx_finds_every_byte_around_punched_holes() {
     PUNCH_HOLE.pass().await;
 }
@@ -205,7 +204,7 @@ async fn soak_fsx() {
     let (_cell, a, b) = two_mounts().await;
     let first = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     for seed in first.. {
-        for profile in [&PLAIN, &MMAP, &CACHE, &LARGE] {
+        for profile in [&PLAIN, &MMAP, &CACHE, &LARGE, &PUNCH_HOLE] {
             for (mount, other) in [(&a, &b), (&b, &a)] {
                 if Instant::now() > end {
                     return;
