@@ -23,3 +23,4 @@ mod split;
 mod tools;
 mod unprivileged;
 mod xattr;
+mod work;
