@@ -76,6 +76,7 @@ install:
 
 install-deps:
 	@.ci/install-packages $(TOOLS)
+	@python3 -c 'import ensurepip' 2>/dev/null || .ci/install-packages ensurepip:python3-venv
 
 install-suites:
 	@CARGO="$(CARGO)" .ci/install-crates "$(TOOLS_DIR)" $(TEST_CRATES)

@@ -310,7 +310,7 @@ impl Filesystem for Fuse {
     ) {
         let (vfs, asker) = self.asked(request);
         let operation = async move { vfs.fsync(&asker.caller(), handle.0).await };
-        self.answer_empty(unbounded(question("fsync", request, nodeid)), reply, operation);
+        self.answer_empty(unbounded(change("fsync", request, nodeid)), reply, operation);
     }
 
     fn opendir(
@@ -374,7 +374,7 @@ impl Filesystem for Fuse {
     ) {
         let (vfs, asker) = self.asked(request);
         let operation = async move { vfs.fsync_dir(&asker.caller(), nodeid.0).await };
-        self.answer_empty(unbounded(question("fsyncdir", request, nodeid)), reply, operation);
+        self.answer_empty(unbounded(change("fsyncdir", request, nodeid)), reply, operation);
     }
 
     fn statfs(&self, request: &fuser::Request, nodeid: INodeNo, reply: ReplyStatfs) {

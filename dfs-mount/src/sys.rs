@@ -43,6 +43,8 @@ const EXITING: u64 = 4;
 const HARMLESS: u64 = bit(17) | bit(18) | bit(23) | bit(28);
 /// Signals whose default is to stop the process: STOP, TSTP, TTIN, TTOU.
 const STOPPING: u64 = bit(19) | bit(20) | bit(21) | bit(22);
+/// Signals by which people and service managers ask a program to end: HUP, INT, QUIT, TERM.
+const ENDING: u64 = bit(1) | bit(2) | bit(3) | bit(15);
 const KILL: u64 = bit(9);
 
 const fn bit(signal: u32) -> u64 {
@@ -87,10 +89,9 @@ impl ProcessStatus {
         status
     }
 
-    /// Whether a signal waits that a system call would return for.
-    pub(crate) fn is_interrupted(&self) -> bool {
-        let default_of_nothing = HARMLESS & !self.caught;
-        self.is_dying || self.pending & !self.blocked & !self.ignored & !default_of_nothing != 0
+    /// Whether a signal waits that ends the process, or asks it to end.
+    pub(crate) fn is_asked_to_end(&self) -> bool {
+        self.is_killed() || self.pending & !self.blocked & !self.ignored & ENDING != 0
     }
 
     /// Whether a signal waits that ends the process.
@@ -344,14 +345,22 @@ libc.munmap(at, size)
     }
 
     #[test]
-    fn a_blocked_ignored_or_harmless_signal_interrupts_nobody() {
+    fn a_signal_asks_to_end_unless_it_is_blocked_ignored_or_means_something_else() {
         let interrupt = bit(2);
-        assert!(status(interrupt, 0, 0, 0).is_interrupted());
-        assert!(!status(interrupt, interrupt, 0, 0).is_interrupted());
-        assert!(!status(interrupt, 0, interrupt, 0).is_interrupted());
-        assert!(!status(bit(17), 0, 0, 0).is_interrupted(), "SIGCHLD without a handler");
-        assert!(status(bit(17), 0, 0, bit(17)).is_interrupted());
-        assert!(!status(0, 0, 0, 0).is_interrupted());
+        assert!(status(interrupt, 0, 0, 0).is_asked_to_end());
+        assert!(status(interrupt, 0, 0, interrupt).is_asked_to_end(), "handled");
+        assert!(!status(interrupt, interrupt, 0, 0).is_asked_to_end());
+        assert!(!status(interrupt, 0, interrupt, 0).is_asked_to_end());
+        assert!(!status(0, 0, 0, 0).is_asked_to_end());
+        for (signal, name) in [(10, "USR1"), (14, "ALRM"), (17, "CHLD"), (23, "URG"), (28, "WINCH")]
+        {
+            assert!(
+                !status(bit(signal), 0, 0, bit(signal)).is_asked_to_end(),
+                "SIG{name}, handled"
+            );
+        }
+        assert!(status(bit(14), 0, 0, 0).is_asked_to_end(), "SIGALRM without a handler");
+        assert!(!status(bit(20), 0, 0, 0).is_asked_to_end(), "SIGTSTP");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::stat::{Mode, SFlag, mkdirat, mknod};
 use nix::unistd::{Whence, lseek, mkfifo};
 
-use crate::support::{Client, Server, run};
+use crate::support::{Client, Server, eventually, run, signal, waits};
 
 /// Most names of one file. Source: PROTOCOL.md, `LINK_COUNT_MAX`.
 const LINK_COUNT_MAX: usize = 1024;
@@ -164,11 +164,14 @@ fn waiting_for_another_writer_ends_by_a_signal_or_is_refused_at_once() {
     let (a, b) = (a.mount(&server, &[]), b.mount(&server, &[]));
     let mut writer = File::create(a.at("f")).unwrap();
     writer.write_all(b"held").unwrap();
-    // The signal comes when nothing but the open can be under way.
-    let script = r#"use Fcntl; $SIG{ALRM} = sub {}; alarm 1;
+    let script = r#"use Fcntl; $SIG{TERM} = sub {};
         sysopen(my $file, "f", O_WRONLY) and die "opened"; exit $!;"#;
-    let status = Command::new("perl").args(["-e", script]).current_dir(&b.dir).status().unwrap();
-    assert_eq!(status.code(), Some(Errno::EINTR as i32));
+    let mut perl = Command::new("perl");
+    let mut opener = perl.args(["-e", script]).current_dir(&b.dir).spawn().unwrap();
+    eventually("it waits", || waits(&opener).then_some(()));
+    // Looked at while nothing but the open can be under way, the wait is the lock's.
+    signal(opener.id(), "TERM");
+    assert_eq!(opener.wait().unwrap().code(), Some(Errno::EINTR as i32));
     fails(Errno::EAGAIN, open(&b.at("f"), OFlag::O_NONBLOCK));
     drop(writer);
     open(&b.at("f"), OFlag::O_NONBLOCK).unwrap();

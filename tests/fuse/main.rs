@@ -22,5 +22,5 @@ mod signals;
 mod split;
 mod tools;
 mod unprivileged;
-mod xattr;
 mod work;
+mod xattr;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Mount, Server, eventually, signal};
+use crate::support::{Client, Mount, Server, eventually, signal, waits};
 
 /// How long a signal may take to end a wait. Callers are looked at ten times a second; the waits
 /// themselves would last over 30 s.
@@ -22,6 +22,7 @@ def ring(*_):
     os.write(1, b'rung')
     os.kill(os.getpid(), signal.SIGKILL)
 signal.signal(signal.SIGALRM, ring)
+signal.signal(signal.SIGTERM, ring)
 fd = os.open('w', os.O_WRONLY | os.O_CREAT)
 os.write(fd, b'data')
 os.kill(os.getpid(), signal.SIGSTOP)
@@ -38,12 +39,6 @@ os.kill(os.getpid(), signal.SIGSTOP)
 fn state(child: &Child) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
-}
-
-/// Whether a process waits in the kernel for an answer of the mount's.
-fn waits(child: &Child) -> bool {
-    let place = fs::read_to_string(format!("/proc/{}/wchan", child.id()));
-    place.is_ok_and(|place| place.contains("request_wait_answer") || place.contains("fuse"))
 }
 
 /// Lets a program take its last step while the server is silent, and ends it with a signal. What it
@@ -89,15 +84,47 @@ fn a_program_that_is_killed_while_it_waits_ends_at_once() {
     arrives(&server, dir.path());
 }
 
-/// F6: "... a signal that it handles ends open, close and fsync with EINTR."
+/// F6: "... a signal to end that it handles ends open and close with EINTR."
 #[test]
-fn a_signal_that_a_program_handles_ends_open_close_and_fsync() {
+fn a_signal_to_end_that_a_program_handles_ends_open_and_close() {
     let dir = tempfile::tempdir().unwrap();
     let (server, client) = world(dir.path());
     let mount = client.mount(&server, &["--timeout", LONG]);
-    for last in ["os.close(fd)", "os.fsync(fd)", "os.open('w', os.O_RDONLY)"] {
-        assert_eq!(end_while_silent(&server, writer(&mount, last), "ALRM"), "rung", "{last}");
+    for last in ["os.close(fd)", "os.open('w', os.O_RDONLY)"] {
+        assert_eq!(end_while_silent(&server, writer(&mount, last), "TERM"), "rung", "{last}");
         end_while_silent(&server, writer(&mount, last), "INT");
+    }
+    arrives(&server, dir.path());
+}
+
+/// F6: "No other signal that it handles ends any call, and none ends fsync: ..."
+#[test]
+fn timers_end_no_call_and_a_handled_signal_ends_no_fsync() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, client) = world(dir.path());
+    let mount = client.mount(&server, &["--timeout", LONG]);
+    let undisturbed = [
+        ("os.fsync(fd)", "TERM"),
+        ("os.fsync(fd)", "ALRM"),
+        ("os.close(fd)", "ALRM"),
+        ("os.open('w', os.O_RDONLY)", "ALRM"),
+    ];
+    for (last, name) in undisturbed {
+        let (mut child, other) = (writer(&mount, last), writer(&mount, "os.close(fd)"));
+        server.freeze(true);
+        let send = |child: &Child, name| {
+            signal(child.id(), "CONT");
+            eventually("the program waits", || waits(child).then_some(()));
+            signal(child.id(), name);
+        };
+        send(&child, name);
+        // When a later signal has taken effect, the earlier one has been looked at.
+        send(&other, "TERM");
+        let said = other.wait_with_output().unwrap().stdout;
+        assert_eq!(said, b"rung");
+        assert!(waits(&child), "SIG{name} ended {last}");
+        server.freeze(false);
+        child.wait().unwrap();
     }
     arrives(&server, dir.path());
 }

@@ -108,16 +108,19 @@ fn tar_and_rsync_bring_trees_in_and_out_unchanged() {
         );
         assert_same(&shell(&b.at("out/tree"), FACTS), &facts);
 
-        a.shell(&format!("rsync -aHS --checksum {here}/tree/ copy/"));
+        a.shell(&format!("rsync -aHS --modify-window=-1 --checksum {here}/tree/ copy/"));
         assert_same(&shell(&b.at("copy"), FACTS), &facts);
-        let again = a.shell(&format!("rsync -aHS --checksum --itemize-changes {here}/tree/ copy/"));
+        let again = a.shell(&format!(
+            "rsync -aHS --modify-window=-1 --checksum --itemize-changes {here}/tree/ copy/"
+        ));
         assert_eq!(again, "", "nothing is left to be done");
         fs::write(local.join("tree/deep/file9"), "changed").unwrap();
         fs::remove_file(local.join("tree/link")).unwrap();
-        a.shell(&format!("rsync -aHS --delete {here}/tree/ copy/"));
+        // Without the window rsync takes times of the same second for equal, on any file system.
+        a.shell(&format!("rsync -aHS --modify-window=-1 --delete {here}/tree/ copy/"));
         let facts = shell(&local.join("tree"), FACTS);
         assert_same(&shell(&b.at("copy"), FACTS), &facts);
-        shell(local, &format!("rsync -aHS --checksum {there}/copy/ back/"));
+        shell(local, &format!("rsync -aHS --modify-window=-1 --checksum {there}/copy/ back/"));
         assert_same(&shell(&local.join("back"), FACTS), &facts);
     });
 }
@@ -127,7 +130,8 @@ fn two_processes_write_one_sqlite_database_with_either_journal() {
     with_mounts(|a, b, _| {
         for journal in ["delete", "wal"] {
             let shown = a.shell(&format!(
-                r#"sqlite3 {journal}.db 'PRAGMA journal_mode={journal}; CREATE TABLE t (who, n);' >/dev/null
+                r#"sqlite3 {journal}.db >/dev/null \
+                    'PRAGMA journal_mode={journal}; CREATE TABLE t (who, n);'
                 write() {{
                     for i in $(seq 25); do
                         sqlite3 -cmd '.timeout 60000' {journal}.db \
@@ -160,10 +164,12 @@ info = "greet-1.0.dist-info/"
 with zipfile.ZipFile(name + "-py3-none-any.whl", "w") as wheel:
     wheel.writestr("greet/__init__.py", "def word():\n    return 'hello'\n")
     wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: greet\nVersion: 1.0\n")
-    wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    about = "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    wheel.writestr(info + "WHEEL", about)
     wheel.writestr(info + "RECORD", "")
 END
-            env/bin/pip install --quiet --no-index --disable-pip-version-check ./greet-1.0-py3-none-any.whl
+            env/bin/pip install --quiet --no-index --disable-pip-version-check \
+                ./greet-1.0-py3-none-any.whl
             test "$(env/bin/python -c 'import greet; print(greet.word())')" = hello"#,
         );
         let seen =
@@ -282,11 +288,13 @@ fn postgresql_makes_a_cluster_and_serves_from_the_mount() {
             mkdir data; chown postgres: data; chmod 700 data
             socket=$(mktemp -d /tmp/dfs-pg-XXXXXX); chown postgres: $socket
             as() {{ setpriv --reuid postgres --regid postgres --clear-groups -- "$@"; }}
-            trap 'as pg_ctl -D data -m immediate stop >/dev/null 2>&1 || true; rm -rf $socket' EXIT
-            as initdb -D data --auth trust --no-locale -E UTF8 >initdb.log 2>&1 || {{ cat initdb.log; exit 1; }}
+            end() {{ as pg_ctl -D data -m immediate stop >/dev/null 2>&1 || true; rm -rf $socket; }}
+            trap end EXIT
+            as initdb -D data --auth trust --no-locale -E UTF8 --wal-segsize 1 >initdb.log 2>&1 ||
+                {{ cat initdb.log; exit 1; }}
             start() {{
-                as pg_ctl -D data -w -t 120 -l data/log \
-                    -o "-k $socket -c listen_addresses='' -c shared_buffers=16MB" start >/dev/null ||
+                options="-k $socket -c listen_addresses='' -c shared_buffers=16MB"
+                as pg_ctl -D data -w -t 120 -l data/log -o "$options" start >/dev/null ||
                     {{ cat data/log; exit 1; }}
             }}
             start

@@ -82,7 +82,7 @@ fn cp_rsync_and_tar_carry_extended_attributes() {
     with_mounts(|a, b| {
         a.shell(TREE);
         a.shell(
-            // Without the window rsync takes times of the same second for equal, on any file system.
+            // Without the window rsync takes times of one second for equal, on any file system.
             "cp -a tree copied; rsync -aX --modify-window=-1 tree/ synced/; \
              tar --xattrs --xattrs-include='*' -cf tree.tar tree; mkdir unpacked; \
              tar --xattrs --xattrs-include='*' -xpf tree.tar -C unpacked",

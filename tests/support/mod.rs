@@ -29,6 +29,12 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Whether a process waits in the kernel for an answer of a mount's.
+pub fn waits(child: &Child) -> bool {
+    let place = fs::read_to_string(format!("/proc/{}/wchan", child.id()));
+    place.is_ok_and(|place| place.contains("request_wait_answer") || place.contains("fuse"))
+}
+
 /// A program that `make build` has built.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();

@@ -79,10 +79,10 @@ impl Fuse {
     }
 }
 
-/// A question that any signal ends.
+/// A question that a signal to end ends.
 pub(super) fn question(op: &'static str, request: &fuser::Request, nodeid: INodeNo) -> Request {
     let pid = request.pid();
-    Request { op, nodeid: nodeid.0, pid, wakes: Wakes::Any, needs_permit: true }
+    Request { op, nodeid: nodeid.0, pid, wakes: Wakes::Ending, needs_permit: true }
 }
 
 /// A change, whose outcome a living program must learn.

@@ -1,12 +1,13 @@
 //! Whether the program that waits for us wants to be woken.
 //!
 //! fuser answers INTERRUPT with ENOSYS, so a signal to a waiting program does not reach us. We
-//! look instead: a request that takes long checks its caller's pending signals. EINTR may be
-//! answered only if one is there, because the kernel turns it into a restart of the call.
+//! look instead: a request that takes long checks its caller's pending signals.
 //!
-//! For a call that changes names or attributes only a fatal signal counts: after EINTR a program
-//! may not know whether the change was made, and `mkdir` is not expected to fail that way; of a
-//! dying program nobody asks.
+//! A local file system answers no call with EINTR, and programs rely on it: a database takes an
+//! interrupted fsync for a broken disk, timers and child exits arrive all the time. So only signals
+//! that ask a program to end are answered, and those end a change of names or attributes, or an
+//! fsync, only if they kill: after EINTR a program may not know whether the change was made, and of
+//! a dying program nobody asks.
 
 use std::time::Duration;
 
@@ -21,14 +22,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Which signals end the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wakes {
-    Any,
+    Ending,
     Fatal,
 }
 
 impl Wakes {
     fn by(self, status: &ProcessStatus) -> bool {
         match self {
-            Wakes::Any => status.is_interrupted(),
+            Wakes::Ending => status.is_asked_to_end(),
             Wakes::Fatal => status.is_killed(),
         }
     }
@@ -101,17 +102,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_waiting_program_is_woken_by_a_pending_signal_and_not_before() {
         let child = Stopped::running("kill -STOP $$");
-        assert!(!is_woken(&child, Wakes::Any).await);
+        assert!(!is_woken(&child, Wakes::Ending).await);
         signal(&child, Signal::SIGUSR1);
-        assert!(is_woken(&child, Wakes::Any).await);
+        assert!(is_woken(&child, Wakes::Ending).await);
         assert!(is_woken(&child, Wakes::Fatal).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_handled_signal_does_not_end_a_change() {
-        let child = Stopped::running("trap : USR1; kill -STOP $$");
+    async fn a_handled_signal_ends_a_question_if_it_asks_to_end_and_never_a_change() {
+        let child = Stopped::running("trap : USR1 TERM; kill -STOP $$");
         signal(&child, Signal::SIGUSR1);
-        assert!(is_woken(&child, Wakes::Any).await);
+        assert!(!is_woken(&child, Wakes::Ending).await);
+        signal(&child, Signal::SIGTERM);
+        assert!(is_woken(&child, Wakes::Ending).await);
         assert!(!is_woken(&child, Wakes::Fatal).await);
     }
 }

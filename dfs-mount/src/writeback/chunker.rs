@@ -68,17 +68,17 @@ fn push_hole(extents: &mut Vec<Extent>, length: u64) {
 
 /// Cuts a stretch of data into chunks.
 fn scan_data(file: &File, start: u64, end: u64, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut window: Vec<u8> = Vec::new();
-    let mut offset = start;
-    while offset < end || !window.is_empty() {
-        let kept = window.len();
-        let room = (WINDOW_BYTES - kept) as u64;
-        let length = usize::try_from(room.min(end - offset)).unwrap_or(0);
-        window.resize(kept + length, 0);
-        file.read_exact_at(&mut window[kept..], offset)?;
+    let room = usize::try_from(end - start).map_or(WINDOW_BYTES, |bytes| bytes.min(WINDOW_BYTES));
+    let mut window = vec![0; room];
+    let (mut kept, mut offset) = (0, start);
+    while offset < end || kept > 0 {
+        let length = usize::try_from(end - offset).map_or(room, |left| left.min(room - kept));
+        let filled = kept + length;
+        file.read_exact_at(&mut window[kept..filled], offset)?;
         offset += length as u64;
-        let used = cut_window(&window, offset == end, &mut take);
-        window.drain(..used);
+        let used = cut_window(&window[..filled], offset == end, &mut take);
+        window.copy_within(used..filled, 0);
+        kept = filled - used;
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ fn answer() -> (Answer, mpsc::Receiver<Result<u32, i32>>) {
 }
 
 fn request(needs_permit: bool) -> Request {
-    Request { op: "test", nodeid: 1, pid: 0, wakes: Wakes::Any, needs_permit }
+    Request { op: "test", nodeid: 1, pid: 0, wakes: Wakes::Ending, needs_permit }
 }
 
 const SOON: Duration = Duration::from_secs(10);
