@@ -279,7 +279,8 @@ impl Writeback {
     /// and a recalled lock goes back.
     ///
     /// If the last handle leaves mappings behind, they count as a writer instead of it, and are
-    /// answered with: whoever gets them looks after them ([`Writeback::is_mapping_over`]).
+    /// answered with: whoever gets them looks after them ([`Writeback::is_mapping_over`]). So does
+    /// a mapping that ended just now, if it was stored to after the last commit.
     pub async fn release(&self, working: Working) -> Option<Working> {
         let copy = &working.copy;
         let right = copy.right.lock().await;
@@ -288,7 +289,8 @@ impl Writeback {
             facts.writer_count = facts.writer_count.saturating_sub(1);
             facts.writer_count == 0
         };
-        if is_last && is_mapped(copy) {
+        // In this order: once nothing is mapped, nothing is stored any more.
+        if is_last && (is_mapped(copy) || copy.has_late_stores()) {
             let mut facts = copy.facts();
             (facts.writer_count, facts.is_mapped) = (1, true);
             drop(facts);

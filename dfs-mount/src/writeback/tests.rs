@@ -111,6 +111,22 @@ async fn a_change_past_the_daemon_is_noticed_at_close() {
 }
 
 #[tokio::test]
+async fn a_store_to_a_mapping_between_the_last_commit_and_the_release_is_not_left_behind() {
+    let world = World::new().await;
+    let fid = world.client.put("a", b"hello").await.unwrap();
+    let working = world.client.open_write(fid).await.unwrap();
+    working.expect_stores();
+    assert_eq!(world.client.flush(&working).await.unwrap(), Commit::Unchanged);
+    working.file().writer().unwrap().write_all_at(b"J", 0).unwrap();
+    let writeback = &world.client.writeback;
+    let left = writeback.release(working).await.expect("there is something to commit");
+    assert!(writeback.is_mapping_over(&left).await);
+    assert!(matches!(world.client.flush(&left).await.unwrap(), Commit::Stored { .. }));
+    assert!(writeback.release(left).await.is_none());
+    assert_eq!(world.cell.content(fid, NODES[0]), b"Jello");
+}
+
+#[tokio::test]
 async fn times_alone_are_sent_without_chunks() {
     let world = World::new().await;
     let fid = world.client.put("a", b"hello").await.unwrap();

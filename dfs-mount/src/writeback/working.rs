@@ -212,6 +212,12 @@ impl Copy {
         !matches!(*self.stores(), Stores::None)
     }
 
+    /// Whether a mapping was stored to after a commit that left nothing to be done.
+    pub fn has_late_stores(&self) -> bool {
+        let is_sound = matches!(self.facts().standing, Standing::Sound);
+        is_sound && self.may_be_mapped() && self.is_dirty()
+    }
+
     /// Makes a change of ours, which counts also if it fails: some of it may have been made.
     fn change<T>(&self, change: impl FnOnce() -> T) -> T {
         if self.may_be_mapped() {

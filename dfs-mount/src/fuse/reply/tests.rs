@@ -73,7 +73,7 @@ async fn without_a_free_permit_only_operations_that_need_none_proceed() {
 async fn an_interrupted_caller_is_sent_away_and_a_late_success_is_taken_back() {
     let server = Server::new(Handle::current());
     let mut child = std::process::Command::new("/bin/sh")
-        .args(["-c", "trap : USR1; kill -STOP $$"])
+        .args(["-c", "trap : TERM; kill -STOP $$"])
         .spawn()
         .unwrap();
     let (reply, answered) = answer();
@@ -88,7 +88,7 @@ async fn an_interrupted_caller_is_sent_away_and_a_late_success_is_taken_back() {
     server.serve(waiting, reply, async move { Ok(gone.await.unwrap()) }, (accept, undo));
     let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
     nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).unwrap();
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(answered.recv_timeout(SOON), Ok(Err(libc::EINTR)));
     go.send(5).unwrap();
     server.drain().await;
