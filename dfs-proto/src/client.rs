@@ -5,6 +5,7 @@
 //! turns typed requests into calls; [`retry`] repeats what may be repeated. Nobody here knows what
 //! an operation means.
 
+mod cut;
 mod http;
 mod in_process;
 pub mod retry;
@@ -26,6 +27,7 @@ use crate::error::FsError;
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::rpc::{self, Envelope, FRAME_PREFIX_BYTES, Rpc, StreamRpc};
 
+pub use cut::cut_window;
 pub use http::{HttpDialer, TlsIdentity, fetch_unverified};
 pub use in_process::{InProcess, Local};
 pub use transport::{Call, Dial, Peer, ReplyBody, Transport, TransportError, TransportFault};

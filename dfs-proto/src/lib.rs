@@ -1,5 +1,6 @@
 //! The words DFS clients and servers share: identifiers, attributes, versions, manifests, errors,
-//! requests and replies. It decides nothing and keeps nothing.
+//! requests and replies. It keeps nothing, and decides only what all must decide alike: where
+//! chunks end, and how a path is walked.
 //!
 //! The only input and output in this crate is the RPC client behind feature `client`; it is here
 //! because servers are clients of each other too. PROTOCOL.md beside this crate is the prose form.
@@ -24,6 +25,7 @@ pub mod limits;
 pub mod lock;
 pub mod manifest;
 pub mod name;
+pub mod path;
 pub mod rpc;
 pub mod session;
 pub mod version;

@@ -25,6 +25,7 @@ pub const LAYERS: [Layers; 3] = [
         tiers: &[
             &["client"],
             &["manifest", "capability", "directory", "lock", "auth", "file", "session", "admin"],
+            &["path"],
             // Below the services: each request implements `Rpc`, and what is signed is encoded.
             &["rpc", "codec"],
             &[

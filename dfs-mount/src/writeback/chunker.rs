@@ -11,10 +11,9 @@ use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use dfs_proto::chunk::ChunkHash;
+use dfs_proto::client::cut_window;
 use dfs_proto::file::ChunkRef;
-use dfs_proto::limits::{CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
 use dfs_proto::manifest::{Extent, Manifest};
-use fastcdc::v2020::FastCDC;
 
 use crate::cache::next_data;
 
@@ -83,20 +82,6 @@ fn scan_data(file: &File, start: u64, end: u64, mut take: impl FnMut(&[u8])) -> 
     Ok(())
 }
 
-/// Cuts off the chunks whose ends are certain, and says how many bytes they take.
-fn cut_window(window: &[u8], is_last: bool, take: &mut impl FnMut(&[u8])) -> usize {
-    let [min, average, max] = [CHUNK_BYTES_MIN, CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX];
-    let chunker = FastCDC::new(window, min as usize, average as usize, max as usize);
-    let mut used = 0;
-    // Where a chunk ends depends on up to `max` bytes: fewer are decided only at the data's end.
-    while used < window.len() && (is_last || window.len() - used >= max as usize) {
-        let (_, end) = chunker.cut(used, window.len() - used);
-        take(&window[used..end]);
-        used = end;
-    }
-    used
-}
-
 /// The bytes of one chunk of a file, if they are still what the manifest says.
 pub fn reread(file: &File, manifest: &Manifest, hash: ChunkHash) -> Option<NewChunk> {
     let at = manifest.chunks().find(|chunk| chunk.hash == hash)?;
@@ -109,6 +94,8 @@ pub fn reread(file: &File, manifest: &Manifest, hash: ChunkHash) -> Option<NewCh
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dfs_proto::limits::{CHUNK_BYTES_AVERAGE, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+    use fastcdc::v2020::FastCDC;
 
     fn file_with(pieces: &[(u64, &[u8])], size: u64) -> File {
         let file = tempfile::tempfile().unwrap();
