@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +36,9 @@ use crate::request::NodeProof;
 
 /// Most connections at a time. Further ones wait to be accepted.
 const CONNECTION_COUNT_MAX: usize = 16_384;
+
+/// How long a peer may take nothing of what is sent to it. Why: a reply holds memory.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may be idle, or take for a header. Why: longer than clients keep idle
@@ -118,7 +124,7 @@ async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, stop: C
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(tls), service);
+        .serve_connection(TokioIo::new(impatient(tls)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -130,6 +136,13 @@ async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, stop: C
     if let Err(error) = ended {
         tracing::debug!(%error, %peer, "connection ended");
     }
+}
+
+/// A stream that fails when its peer takes nothing for too long.
+fn impatient<S: AsyncRead + AsyncWrite>(stream: S) -> Pin<Box<TimeoutStream<S>>> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(STALL_TIMEOUT));
+    Box::pin(stream)
 }
 
 type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -195,4 +208,26 @@ fn build(status: u16, content_type: &'static str, body: ResponseBody) -> Respons
     let value = hyper::header::HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE_HEADER, value);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
+        let (ours, mut theirs) = tokio::io::duplex(16);
+        let mut ours = impatient(ours);
+        let (sent, ()) = tokio::join!(ours.write_all(&[7; 64]), async {
+            let mut taken = [0; 16];
+            for _ in 0..3 {
+                tokio::time::sleep(STALL_TIMEOUT / 2).await;
+                theirs.read_exact(&mut taken).await.unwrap();
+            }
+        });
+        sent.unwrap();
+        let error = ours.write_all(&[7; 64]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    }
 }
