@@ -10,9 +10,9 @@ PREFIX ?= /usr/local
 SBINDIR ?= /sbin
 DFS_BIN_DIR ?= $(or $(CARGO_TARGET_DIR),target)/release
 # What building and tests call, each with the Debian package that brings it.
-TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git make:make mkfs.ext4:e2fsprogs mount:mount openssl:openssl \
-	perl:perl pgbench:postgresql python3:python3-venv rsync:rsync script:bsdutils setfattr:attr setpriv:util-linux \
-	sqlite3:sqlite3 systemd-analyze:systemd unshare:util-linux vim:vim
+TOOLS := cc:build-essential curl:curl fusermount3:fuse3 git:git jq:jq make:make mkfs.ext4:e2fsprogs mount:mount \
+	openssl:openssl perl:perl pgbench:postgresql python3:python3-venv rsync:rsync script:bsdutils setfattr:attr \
+	setpriv:util-linux sqlite3:sqlite3 systemd-analyze:systemd unshare:util-linux vim:vim
 # Test suites of others, from crates.io.
 TEST_CRATES := fsx@0.3.2 pjdfstest@0.2.2
 TOOLS_DIR := $(or $(CARGO_TARGET_DIR),target)/tools

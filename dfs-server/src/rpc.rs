@@ -7,6 +7,7 @@
 mod authenticate;
 mod body;
 pub mod http;
+pub mod rest;
 mod status;
 
 use std::collections::HashMap;

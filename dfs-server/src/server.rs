@@ -42,6 +42,7 @@ use crate::meta::sqlite::SqliteEngine;
 use crate::meta::{Engine, EngineError, Space, Store};
 use crate::rpc::Router;
 use crate::rpc::http::HttpServer;
+use crate::rpc::rest::Rest;
 use network::Network;
 use renewer::Renewer;
 
@@ -358,8 +359,11 @@ impl Ground {
     }
 
     fn http(&self, router: Arc<Router>) -> Result<HttpServer, StartError> {
+        let peers = Arc::new(self.network.clone());
+        let rest = Rest::new(Arc::clone(&router), peers, Arc::clone(&self.clock));
         Ok(HttpServer {
             router,
+            rest,
             tls: self.cell.server_config()?,
             read_proof: Arc::new(|der| PeerCertificate::new(der).into_proof()),
             ca_pem: self.cell.ca_pem().to_owned().into(),

@@ -11,6 +11,7 @@ mod directories;
 mod errors;
 mod full;
 mod install;
+mod json;
 mod kernel;
 mod mapper;
 mod mount_dfs;

@@ -13,13 +13,11 @@ use bytes::Bytes;
 use dfs_proto::FsError;
 use dfs_proto::rpc::{CONTENT_TYPE, URL_PREFIX, split_frame};
 use futures_util::StreamExt;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::CONTENT_TYPE as CONTENT_TYPE_HEADER;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
@@ -31,6 +29,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::body::BodyBudget;
+use super::rest::Rest;
+use super::rest::respond::{ResponseBody, build, full};
 use super::{Channel, Reply, Router, refusal};
 use crate::request::NodeProof;
 
@@ -57,6 +57,7 @@ pub type ReadProof = Arc<dyn Fn(&CertificateDer<'_>) -> NodeProof + Send + Sync>
 /// One listening address.
 pub struct HttpServer {
     pub router: Arc<Router>,
+    pub rest: Arc<Rest>,
     pub tls: Arc<ServerConfig>,
     pub read_proof: ReadProof,
     /// PEM of the cell's CA certificate, for those who pin it by fingerprint.
@@ -98,7 +99,9 @@ impl HttpServer {
         }
         drop(listener);
         let drain = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(DRAIN_TIMEOUT, drain).await.is_err() {
+        let drain = tokio::time::timeout(DRAIN_TIMEOUT, drain);
+        let ((), drained) = tokio::join!(shared.server.rest.drain(DRAIN_TIMEOUT), drain);
+        if drained.is_err() {
             connections.shutdown().await;
         }
     }
@@ -145,13 +148,16 @@ fn impatient<S: AsyncRead + AsyncWrite>(stream: S) -> Pin<Box<TimeoutStream<S>>>
     Box::pin(stream)
 }
 
-type ResponseBody = UnsyncBoxBody<Bytes, Infallible>;
-
 async fn respond(
     shared: &Shared,
     channel: Channel,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    if let Channel::Network { address, .. } = &channel
+        && Rest::serves(request.uri().path())
+    {
+        return shared.server.rest.answer(*address, request).await;
+    }
     if request.method() == Method::GET {
         return page(shared, request.uri().path());
     }
@@ -162,7 +168,7 @@ async fn respond(
 fn page(shared: &Shared, path: &str) -> Response<ResponseBody> {
     match path {
         "/ca.pem" => build(200, "application/x-pem-file", full(shared.server.ca_pem.clone())),
-        _ => build(404, "text/plain", full(Bytes::from_static(b"a DFS server; see PROTOCOL.md\n"))),
+        _ => build(404, "text/plain", full("a DFS server; see PROTOCOL.md\n")),
     }
 }
 
@@ -195,19 +201,6 @@ fn response_of(reply: Reply) -> Response<ResponseBody> {
             build(200, CONTENT_TYPE, BodyExt::boxed_unsync(StreamBody::new(frames)))
         }
     }
-}
-
-fn full(bytes: Bytes) -> ResponseBody {
-    Full::new(bytes).boxed_unsync()
-}
-
-fn build(status: u16, content_type: &'static str, body: ResponseBody) -> Response<ResponseBody> {
-    let mut response = Response::new(body);
-    *response.status_mut() =
-        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let value = hyper::header::HeaderValue::from_static(content_type);
-    response.headers_mut().insert(CONTENT_TYPE_HEADER, value);
-    response
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use dfs_proto::id::{NodeId, VolumeId};
 
 use crate::cell::Cell;
 use crate::rpc::Router;
+use crate::rpc::rest::{self, To};
 use crate::{directory, file};
 
 /// Host of nodes that name none: they live on this machine.
@@ -126,5 +127,18 @@ impl file::Peers for Network {
 
     fn directories(&self) -> Result<Vec<Client>, FsError> {
         self.all(Role::Directory)
+    }
+}
+
+impl rest::Peers for Network {
+    fn find(&self, to: To) -> Result<Option<Client>, FsError> {
+        match to {
+            // Where the auth role is not, its operations are unknown, and the answer says so.
+            To::Auth => Ok(None),
+            To::Directory if self.shared.roles.contains(&Role::Directory) => Ok(None),
+            To::Directory => self.role(Role::Directory).map(Some),
+            To::Node(node) if self.shared.file_nodes.contains(&node) => Ok(None),
+            To::Node(node) => self.node(node).map(Some),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Whole processes of a cell, with TLS between them, and a clock that tests move.
 
+mod rest;
+
 use std::path::Path;
 
 use super::*;
