@@ -311,10 +311,16 @@ async fn the_last_handle_may_be_dropped_by_the_writer_itself() {
     let (engine, _): (Arc<FaultyEngine>, _) = faulty();
     let store = open(&engine);
     let inner = store.clone();
-    let mut write = Box::pin(store.write(PROCESS, move |_| Ok(inner.epoch())));
+    // The work is held up until nobody else has a handle: the writer may be faster than we are.
+    let (others, are_gone) = std::sync::mpsc::channel::<()>();
+    let mut write = Box::pin(store.write(PROCESS, move |_| {
+        let _ = are_gone.recv();
+        Ok(inner.epoch())
+    }));
     starts(&mut write).await;
     drop(write);
     drop(store);
+    drop(others);
     assert_eq!(open(&engine).epoch().0, 2);
 }
 
