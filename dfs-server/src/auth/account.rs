@@ -28,7 +28,7 @@ use super::user::{self, AccountRow};
 use super::{AuthService, SWEEP_ROWS, key};
 use crate::ledger::{OpTag, Ran, answer_of, run_once};
 use crate::meta::key::after;
-use crate::meta::{Durability, Key, ReadTxn, Txn};
+use crate::meta::{Abort, Durability, Key, ReadTxn, Txn};
 use crate::request::{Context, Peer};
 use crate::secret;
 
@@ -65,17 +65,7 @@ impl AuthService {
     /// # Errors
     /// `NotFound`; `InvalidArgument` for the administrator that the cell began with.
     pub async fn remove_user(&self, context: &Context, request: RemoveUser) -> Result<(), FsError> {
-        let tag = OpTag::of(context, key::ledger, self.clock.wall())?;
-        let name = request.user.clone();
-        let work = move |txn: &mut Txn<'_>| {
-            run_once(txn, &tag, |txn| {
-                user::remove(txn, &name)?;
-                txn.put(&key::ending(&name), EndingRow { since: tag.now.secs });
-                Ok(Ran::Changed(()))
-            })
-        };
-        self.store.write(Durability::Stable, work).await?;
-        self.end_logins(&request.user).await?;
+        self.change_ending_logins(context, &request.user, user::remove).await?;
         tracing::info!(user = request.user, by = context.user(), "removed an account");
         Ok(())
     }
@@ -89,20 +79,32 @@ impl AuthService {
         context: &Context,
         request: SetPassword,
     ) -> Result<(), FsError> {
-        let tag = OpTag::of(context, key::ledger, self.clock.wall())?;
         let hashed = self.hashed(request.password).await?;
-        let name = request.user.clone();
+        let change =
+            move |txn: &mut Txn<'_>, name: &str| user::put_password(txn, name, hashed.clone());
+        self.change_ending_logins(context, &request.user, change).await?;
+        tracing::info!(user = request.user, by = context.user(), "set a password");
+        Ok(())
+    }
+
+    /// Changes an account once for its op id, and ends its logins.
+    async fn change_ending_logins(
+        &self,
+        context: &Context,
+        user: &str,
+        change: impl Fn(&mut Txn<'_>, &str) -> Result<(), Abort> + Send + 'static,
+    ) -> Result<(), FsError> {
+        let tag = OpTag::of(context, key::ledger, self.clock.wall())?;
+        let name = user.to_owned();
         let work = move |txn: &mut Txn<'_>| {
             run_once(txn, &tag, |txn| {
-                user::put_password(txn, &name, hashed.clone())?;
+                change(txn, &name)?;
                 txn.put(&key::ending(&name), EndingRow { since: tag.now.secs });
                 Ok(Ran::Changed(()))
             })
         };
         self.store.write(Durability::Stable, work).await?;
-        self.end_logins(&request.user).await?;
-        tracing::info!(user = request.user, by = context.user(), "set a password");
-        Ok(())
+        self.end_logins(user).await
     }
 
     /// `auth.change_password`: for the bearer's own account, whose logins go on.
