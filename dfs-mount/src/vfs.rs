@@ -28,6 +28,7 @@ mod namespace;
 mod node;
 mod open;
 mod readdir;
+mod removed;
 mod space;
 mod statfs;
 mod walk;

@@ -7,6 +7,7 @@ mod data;
 mod files;
 mod fsx;
 mod mapped;
+mod model;
 pub mod operations;
 mod programs;
 

@@ -1,5 +1,5 @@
-use dfs_mount::vfs::Change;
-use dfs_proto::attr::{SetAttr, SetTime, Timestamp};
+use dfs_mount::vfs::{Change, NodeHow};
+use dfs_proto::attr::{FileKind, SetAttr, SetTime, Timestamp};
 
 use super::support::Cell;
 use super::*;
@@ -178,6 +178,90 @@ async fn a_file_removed_while_it_is_open_is_read_and_written_until_it_is_closed(
         assert!(matches!(gone, Err(Error::Fs(FsError::NotFound))), "{name}: {gone:?}");
     }
     assert_eq!(a.vfs.counts().1, 0);
+}
+
+/// W8: "... and its attributes are changed".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn attributes_of_a_removed_file_that_is_open_are_changed_here() {
+    let cell = Cell::start().await;
+    let (a, b) = (cell.client(true).await, cell.client(true).await);
+    for (name, how) in [("reader", READ), ("writer", WRITE)] {
+        put(&a.vfs, name, b"abc").await;
+        let opened = open(&a.vfs, name, how).await;
+        b.vfs.unlink(&root(), at(ROOT, name)).await.unwrap();
+        let nodeid = opened.nodeid;
+        let set = rights(Some(0o6755), Some(7), Some(8));
+        a.vfs.setattr(&root(), nodeid, None, set).await.unwrap();
+        let owner = Caller { identity: Identity { uid: 7, gid: 7, groups: vec![] }, ..root() };
+        let long_ago = Timestamp::new(1_000_000_000, 1);
+        let set = SetAttr { mtime: Some(SetTime::At(long_ago)), ..SetAttr::default() };
+        a.vfs.setattr(&owner, nodeid, None, Change { set, size: None }).await.unwrap();
+        let attr = a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr;
+        let seen = (attr.mode, attr.uid, attr.gid, attr.nlink, attr.mtime);
+        assert_eq!(seen, (0o6755, 7, 8, 0, long_ago), "{name}");
+        a.vfs.setattr(&owner, nodeid, None, rights(Some(0o2711), None, None)).await.unwrap();
+        let given = a.vfs.setattr(&root(), nodeid, None, rights(None, Some(9), None)).await;
+        assert_eq!(given.unwrap().attr.mode, 0o711, "not its group; set-id bits go with the owner");
+        a.vfs.release(opened.handle).await.unwrap();
+        let gone = a.vfs.setattr(&root(), nodeid, None, rights(Some(0o600), None, None)).await;
+        assert!(matches!(gone, Err(Error::Fs(FsError::Stale))), "{name}: {gone:?}");
+    }
+}
+
+/// What waited for a commit is kept if the commit finds that the file was removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mode_that_waits_survives_an_fsync_of_the_removed_file() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let created = create(&a.vfs, "file").await;
+    let (nodeid, handle) = (created.entry.nodeid, created.opened.handle);
+    a.vfs.write(handle, WriteTo::Offset(0), b"abc", false).unwrap();
+    a.vfs.setattr(&root(), nodeid, None, rights(Some(0o755), None, None)).await.unwrap();
+    a.vfs.unlink(&root(), at(ROOT, "file")).await.unwrap();
+    a.vfs.fsync(&root(), handle).await.unwrap();
+    let attr = a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr;
+    assert_eq!((attr.mode, attr.nlink, attr.size), (0o755, 0, 3));
+    close(&a.vfs, handle).await;
+}
+
+/// What a program holds without a name, and the kernel tells nobody that it does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removed_directories_and_fifos_are_changed_and_synced_as_if_they_were_there() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let directory = a.vfs.mkdir(&root(), at(ROOT, "dir"), 0o755).await.unwrap().nodeid;
+    let how = NodeHow { kind: FileKind::Fifo, mode: 0o644, rdev: 0 };
+    let fifo = a.vfs.mknod(&root(), at(ROOT, "fifo"), how).await.unwrap().nodeid;
+    a.vfs.rmdir(&root(), at(ROOT, "dir")).await.unwrap();
+    a.vfs.unlink(&root(), at(ROOT, "fifo")).await.unwrap();
+    for nodeid in [directory, fifo] {
+        a.vfs.setattr(&root(), nodeid, None, rights(Some(0o700), None, None)).await.unwrap();
+        let attr = a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr;
+        assert_eq!((attr.mode, attr.nlink), (0o700, 0));
+    }
+    a.vfs.fsync_dir(&root(), directory).await.unwrap();
+}
+
+/// W11: what is "seen by programs on the same client at once" is also what they are judged by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_that_a_new_file_was_given_may_set_its_times() {
+    let cell = Cell::start().await;
+    let a = cell.client(true).await;
+    let owner = Caller { identity: Identity { uid: 7, gid: 7, groups: vec![] }, ..root() };
+    let long_ago = Timestamp::new(1_000_000_000, 1);
+    let set = SetAttr { mtime: Some(SetTime::At(long_ago)), ..SetAttr::default() };
+    let times = Change { set, size: None };
+    let created = create(&a.vfs, "kept").await;
+    let nodeid = created.entry.nodeid;
+    a.vfs.setattr(&root(), nodeid, None, rights(None, Some(7), None)).await.unwrap();
+    let before = a.rpc_count("directory.setattr");
+    a.vfs.setattr(&owner, nodeid, None, times.clone()).await.unwrap();
+    assert_eq!(a.rpc_count("directory.setattr"), before, "both travel with the commit");
+    // Not the maker, so that it has to be asked for; and judged by what waits.
+    a.vfs.setattr(&owner, nodeid, None, rights(Some(0o640), None, None)).await.unwrap();
+    close(&a.vfs, created.opened.handle).await;
+    let attr = a.vfs.lookup(&root(), at(ROOT, "kept")).await.unwrap().attr;
+    assert_eq!((attr.uid, attr.mode, attr.mtime), (7, 0o640, long_ago));
 }
 
 /// R4: "Names and attributes are asked of the servers at each look-up."

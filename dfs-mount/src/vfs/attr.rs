@@ -28,7 +28,7 @@ pub struct Change {
     pub size: Option<u64>,
 }
 
-const SET_ID_BITS: u32 = 0o6000;
+pub(super) const SET_ID_BITS: u32 = 0o6000;
 
 /// Unit of `st_blocks`.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -65,10 +65,7 @@ impl Vfs {
                 self.asked(caller, &node, change_count);
                 Ok(entry)
             }
-            Err(Error::Fs(FsError::Stale)) if node.may_be_in_use() => {
-                let attr = attr_of_removed(&node)?;
-                Ok(Entry { nodeid: node.nodeid, attr: self.shown(&node, attr) })
-            }
+            Err(Error::Fs(FsError::Stale)) if node.may_be_in_use() => self.removed(&node),
             Err(error) => Err(error),
         }
     }
@@ -181,17 +178,22 @@ impl Vfs {
             return self.clear_set_id(caller, &node).await;
         }
         self.keep_times_for_commit(caller, &node, &mut set)?;
-        if !self.keep_first_for_commit(caller, &node, &mut set)? {
-            self.send_first(&node).await;
-        }
+        self.keep_first_for_commit(caller, &node, &mut set)?;
         if set.is_empty() {
             return self.getattr(caller, nodeid, None).await;
         }
+        // By which the server judges the rest.
+        self.send_first(&node).await;
         let is_directory = node.state().is_directory();
         let _changing = is_directory.then(|| self.changing(node.clone()));
-        let AttrReply { attr, sequence } =
-            self.ask(caller, &ChangeAttr { fid: node.fid, set }).await?;
-        Ok(self.told(&node, attr, sequence))
+        let request = ChangeAttr { fid: node.fid, set };
+        match self.ask(caller, &request).await {
+            Ok(AttrReply { attr, sequence }) => Ok(self.told(&node, attr, sequence)),
+            Err(Error::Fs(FsError::Stale)) if node.may_be_in_use() => {
+                self.change_removed(caller, &node, &request.set)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Times set on a file that is open here for writing go into its cache file and travel with
@@ -209,7 +211,8 @@ impl Vfs {
             return Ok(());
         };
         let mut state = node.state();
-        let owner = state.attr().map(|attr| attr.uid);
+        let first = state.open().and_then(|open| open.pending.first.uid);
+        let owner = first.or(state.attr().map(|attr| attr.uid));
         let is_entitled = caller.identity.is_root() || owner == Some(caller.identity.uid);
         let file = working.file();
         // The cache file's own time means nothing before something was written.
@@ -230,32 +233,30 @@ impl Vfs {
     /// Owner and mode set on a file that was made here and is not committed yet travel with its
     /// first commit. Only where it is certain that the server would do the same: its maker sets
     /// them, whom the server took for whom they are, and no set-id bits are touched on the way.
-    ///
-    /// False if something is to be set that cannot travel.
     fn keep_first_for_commit(
         &self,
         caller: &Caller,
         node: &Node,
         set: &mut SetAttr,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let SetAttr { mode, uid, gid, .. } = *set;
         if mode.is_none() && uid.is_none() && gid.is_none() {
-            return Ok(true);
+            return Ok(());
         }
-        let Some(working) = self.working(node).filter(Working::is_new) else { return Ok(false) };
+        let Some(working) = self.working(node).filter(Working::is_new) else { return Ok(()) };
         let mut state = node.state();
-        let Some(attr) = state.attr().cloned() else { return Ok(false) };
+        let Some(attr) = state.attr().cloned() else { return Ok(()) };
         let is_makers = working.writer_count() > 0
             && working.caller() == Some(&caller.identity)
             && attr.uid == caller.identity.uid;
         let is_dirty = working.is_dirty();
-        let Some(open) = state.open_mut() else { return Ok(false) };
+        let Some(open) = state.open_mut() else { return Ok(()) };
         let file = working.file();
         if !is_makers || !Arc::ptr_eq(&open.file, file) {
-            return Ok(false);
+            return Ok(());
         }
         let Some(first) = with(open.pending.first, &attr, set, &caller.identity) else {
-            return Ok(false);
+            return Ok(());
         };
         // The cache file's own time means nothing before something was written. Setting any time
         // moves the file's time of change, which is the one that is shown.
@@ -265,7 +266,7 @@ impl Vfs {
         drop(state);
         working.mark_dirty();
         (set.mode, set.uid, set.gid) = (None, None, None);
-        Ok(true)
+        Ok(())
     }
 
     /// Tells the server what was to travel with the first commit: before somebody else asks for
@@ -338,13 +339,6 @@ impl Vfs {
             first.mode = first.mode.map(|mode| mode & !SET_ID_BITS);
         }
     }
-}
-
-/// What is known of an open inode that the server has no more.
-fn attr_of_removed(node: &Node) -> Result<Attr, Error> {
-    let known = node.state().attr().cloned();
-    let attr = known.ok_or(Error::Fs(FsError::NotFound))?;
-    Ok(Attr { nlink: 0, ..attr })
 }
 
 /// `first` with `set` on top; `None` if the server may see it otherwise.

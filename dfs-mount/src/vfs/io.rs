@@ -14,6 +14,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::attr::mtime_of;
 use super::node::{First, Node, Pending};
+use super::removed;
 use super::{Caller, Error, Vfs};
 use crate::cache::CacheFile;
 use crate::writeback::{Commit, Working};
@@ -217,7 +218,9 @@ impl Vfs {
         let attr = CommitAttr { mtime, atime, clear_set_id, first: first_attr(first, working) };
         let commit = self.writeback().commit(working, attr, durability).await?;
         let mut state = node.state();
-        if let Some(open) = state.open_mut() {
+        if matches!(commit, Commit::Vanished) {
+            removed::settle(&mut state);
+        } else if let Some(open) = state.open_mut() {
             if open.pending.atime == atime {
                 open.pending.atime = None;
             }

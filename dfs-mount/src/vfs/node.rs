@@ -157,12 +157,13 @@ impl Node {
         self.state().mode.handle_count() > 0
     }
 
-    /// Whether a program may hold the inode without a name: an open file, or a directory, which
-    /// the kernel does not tell us when it is one that somebody works in.
+    /// Whether a program may hold the inode without a name: an open file, or what the kernel does
+    /// not tell us is held, such as the directory that somebody works in, or an open fifo.
     pub(crate) fn may_be_in_use(&self) -> bool {
         let state = self.state();
-        let is_directory = state.attr().is_some_and(|attr| attr.kind == FileKind::Directory);
-        is_directory || state.mode.handle_count() > 0
+        let told = [FileKind::File, FileKind::Symlink];
+        let is_untold = state.attr().is_some_and(|attr| !told.contains(&attr.kind));
+        is_untold || state.mode.handle_count() > 0
     }
 }
 
@@ -175,6 +176,16 @@ impl State {
                 self.known = Some(Known { attr: attr.clone(), sequence });
                 attr
             }
+        }
+    }
+
+    /// The inode is gone from the server, and its attributes were changed here.
+    pub(crate) fn change_removed(&mut self, attr: Attr) {
+        if let Some(open) = &mut self.open {
+            open.attr.mtime = attr.mtime;
+        }
+        if let Some(known) = &mut self.known {
+            known.attr = attr;
         }
     }
 

@@ -190,17 +190,22 @@ async fn fsx_finds_every_byte_around_punched_holes() {
 /// How long `make soak` runs each kind of test, if `SOAK_SECS` does not say.
 const SOAK_SECS: u64 = 600;
 
+/// When a soak that begins now ends.
+pub fn soak_end() -> Instant {
+    let secs = match std::env::var("SOAK_SECS") {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("SOAK_SECS={text} is no number")),
+        Err(_) => SOAK_SECS,
+    };
+    Instant::now() + Duration::from_secs(secs)
+}
+
 /// Operations in one run of a soak: long enough for states that short runs do not reach.
 const SOAK_OPS: u32 = 3_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs for minutes with seeds of the moment; make soak runs it"]
 async fn soak_fsx() {
-    let secs = match std::env::var("SOAK_SECS") {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("SOAK_SECS={text} is no number")),
-        Err(_) => SOAK_SECS,
-    };
-    let end = Instant::now() + Duration::from_secs(secs);
+    let end = soak_end();
     let (_cell, a, b) = two_mounts().await;
     let first = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
     for seed in first.. {
