@@ -25,6 +25,36 @@ fn row_4_an_edit_is_local_until_close() {
     assert_eq!(fs::read_to_string(b.at("f")).unwrap(), format!("before{}", " more".repeat(50)));
 }
 
+/// Row 7: read once cold, once warm, both times printed, with those of a local disk.
+#[test]
+fn row_7_bench_tells_cold_and_warm_reads_beside_native_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::new(&dir.path().join("a"), &server);
+    let mount = client.mount(&server, &[]);
+    fs::write(mount.at("kept"), "cached").unwrap();
+    let (point, local) = (mount.dir.to_str().unwrap(), dir.path().to_str().unwrap());
+    let arguments = ["--json", "bench", point, "--size", "4M", "--files", "5", "--native", local];
+    let mut text = String::new();
+    let cost = mount.cost(|| text = client.ask(&arguments));
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let figures = report["figures"].as_array().unwrap();
+    assert_eq!(figures.len(), 7, "{report}");
+    for figure in figures {
+        let number = |key: &str| figure[key].as_f64().unwrap();
+        let ratio = number("per_second") / number("native_per_second");
+        assert!(ratio > 0.0 && (ratio - number("ratio")).abs() < 1e-6 * ratio, "{figure}");
+    }
+    let names: Vec<_> = figures.iter().map(|figure| figure["name"].as_str().unwrap()).collect();
+    assert_eq!(names[1..3], ["read it cold", "read it warm"]);
+    // Cold means from the servers, and only what was measured with became cold.
+    assert!(cost.contains_key("file.fetch"), "{cost:?}");
+    let cost = mount.cost(|| assert_eq!(fs::read_to_string(mount.at("kept")).unwrap(), "cached"));
+    assert_eq!(cost.get("file.fetch"), None, "{cost:?}");
+    let left = fs::read_dir(&mount.dir).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["kept"]);
+}
+
 /// Row 17: existing names, missing names, and no way out of the volume.
 #[test]
 fn row_17_existing_and_missing_names_are_refused_and_nothing_escapes() {

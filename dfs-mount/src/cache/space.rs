@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
+use dfs_proto::id::FileId;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, copy_file_range, fallocate};
 
@@ -15,6 +16,7 @@ use crate::metrics::Counter;
 
 use super::evict::{self, Room};
 use super::file::next_data;
+use super::index::Slot;
 use super::record::{EntryId, Record};
 use super::{Books, Cache, CacheError, CacheFile, Inner};
 
@@ -256,10 +258,11 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes every version that the servers have too and nobody has open. Blocking.
-    pub fn clear(&self) -> Freed {
+    /// Removes every wanted version that the servers have too and nobody has open. Blocking.
+    pub fn clear(&self, is_wanted: impl Fn(FileId) -> bool) -> Freed {
         let books = self.books();
-        let evictable = books.index.by_use().filter(|(_, slot)| slot.is_evictable());
+        let is_wanted = |slot: &Slot| slot.is_evictable() && is_wanted(slot.entry.fid);
+        let evictable = books.index.by_use().filter(|(_, slot)| is_wanted(slot));
         let (victims, sizes): (Vec<EntryId>, Vec<u64>) =
             evictable.map(|(id, slot)| (id, slot.entry.disk_bytes)).unzip();
         self.evict(books, &victims);

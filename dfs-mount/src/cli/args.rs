@@ -304,6 +304,9 @@ pub struct BenchArgs {
     /// Number of small files
     #[arg(long, value_name = "COUNT", default_value_t = 500)]
     pub files: u32,
+    /// A directory on a local disk to compare with [default: that of temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub native: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

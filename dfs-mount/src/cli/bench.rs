@@ -1,7 +1,10 @@
-//! `dfs bench`: how fast a directory is, in a mount or anywhere else.
+//! `dfs bench`: how fast a directory is, in a mount or anywhere else, and a local one beside it.
 //!
 //! Plain calls of the standard library, one after another, in a directory of its own that goes at
-//! the end. A phase that takes too long is ended and its rate taken from what was done.
+//! the end. A phase that takes too long is ended and its rate taken from what was done. Before the
+//! cold read the mount's daemon drops what it keeps of the file, and the kernel what it has read.
+
+mod cold;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,6 +17,7 @@ use serde::Serialize;
 use super::BenchArgs;
 use super::failure::{Context, Failure};
 use super::output::{Output, Report, Table};
+use cold::Cold;
 
 /// Longest time of a phase.
 const PHASE_TIME_MAX: Duration = Duration::from_secs(30);
@@ -24,14 +28,24 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Size of a small file. Units: bytes.
 const SMALL_FILE_BYTES: usize = 4096;
 
-/// The figures of a directory.
+/// The figures of a directory, beside those of a local one.
 #[derive(Debug, Serialize)]
 struct Figures {
     dir: PathBuf,
-    figures: Vec<Figure>,
+    native: PathBuf,
+    figures: Vec<Compared>,
 }
 
 #[derive(Debug, Serialize)]
+struct Compared {
+    #[serde(flatten)]
+    figure: Figure,
+    native_per_second: f64,
+    /// Share of the local directory's speed.
+    ratio: f64,
+}
+
+#[derive(Clone, Debug, Serialize)]
 struct Figure {
     name: &'static str,
     per_second: f64,
@@ -40,45 +54,86 @@ struct Figure {
 
 impl Report for Figures {
     fn table(&self) -> Table {
-        let row = |figure: &Figure| {
-            let number = match figure.per_second {
-                small if small < 100.0 => format!("{small:.1}"),
-                large => format!("{large:.0}"),
-            };
-            vec![figure.name.to_owned(), number, format!("{}/s", figure.unit)]
+        let number = |per_second| match per_second {
+            small if small < 100.0 => format!("{small:.1}"),
+            large => format!("{large:.0}"),
+        };
+        let row = |compared: &Compared| {
+            let Compared { figure, native_per_second, ratio } = compared;
+            vec![
+                figure.name.to_owned(),
+                number(figure.per_second),
+                number(*native_per_second),
+                format!("{ratio:.3}"),
+                format!("{}/s", figure.unit),
+            ]
         };
         Table {
-            header: vec!["what", "figure", "unit"],
+            header: vec!["what", "figure", "native", "ratio", "unit"],
             rows: self.figures.iter().map(row).collect(),
         }
     }
 }
 
 /// # Errors
-/// A [`Failure`] if the directory cannot be worked in.
+/// A [`Failure`] if one of the directories cannot be worked in.
 pub async fn bench(arguments: &BenchArgs, output: &mut Output) -> Result<(), Failure> {
-    let what = || format!("cannot measure {}", arguments.dir.display());
-    let bench = Bench::begin(arguments).about(what)?;
+    let dir = arguments.dir.clone();
+    let native = arguments.native.clone().unwrap_or_else(std::env::temp_dir);
+    let measured = measure(&dir, arguments, Cold::of(&dir), output).await?;
+    let beside = measure(&native, arguments, Cold::Kernel, output).await?;
+    if let Some(why) = measured.why_not_cold {
+        output.note(&format!("a cold read was not measured: {why}"));
+    }
+    let compare = |figure: &Figure| {
+        let native = beside.figures.iter().find(|native| native.name == figure.name)?;
+        let native_per_second = native.per_second;
+        let ratio = figure.per_second / native_per_second;
+        Some(Compared { figure: figure.clone(), native_per_second, ratio })
+    };
+    let figures = measured.figures.iter().filter_map(compare).collect();
+    output.show(&Figures { dir, native, figures })
+}
+
+async fn measure(
+    dir: &Path,
+    arguments: &BenchArgs,
+    cold: Cold,
+    output: &mut Output,
+) -> Result<Measured, Failure> {
+    let what = || format!("cannot measure {}", dir.display());
+    let bench = Bench::begin(dir, arguments, cold).about(what)?;
     output.progress(&format!("measuring {}", bench.dir.display()));
     let measured = tokio::task::spawn_blocking(move || bench.run()).await;
-    let figures = measured.map_err(io::Error::other).about(what)?.about(what)?;
-    output.show(&Figures { dir: arguments.dir.clone(), figures })
+    measured.map_err(io::Error::other).about(what)?.about(what)
+}
+
+struct Measured {
+    figures: Vec<Figure>,
+    why_not_cold: Option<String>,
 }
 
 struct Bench {
     dir: PathBuf,
     size_bytes: u64,
     file_count: u32,
+    cold: Cold,
 }
 
 impl Bench {
-    fn begin(arguments: &BenchArgs) -> io::Result<Bench> {
-        let dir = arguments.dir.join(format!(".dfs-bench-{}", std::process::id()));
+    fn begin(dir: &Path, arguments: &BenchArgs, cold: Cold) -> io::Result<Bench> {
+        let dir = dir.join(format!(".dfs-bench-{}", std::process::id()));
         fs::create_dir(&dir)?;
-        Ok(Bench { dir, size_bytes: arguments.size.0, file_count: arguments.files })
+        Ok(Bench { dir, size_bytes: arguments.size.0, file_count: arguments.files, cold })
     }
 
-    fn run(&self) -> io::Result<Vec<Figure>> {
+    fn run(&self) -> io::Result<Measured> {
+        let mut measured = self.run_large()?;
+        self.run_small(&mut measured.figures)?;
+        Ok(measured)
+    }
+
+    fn run_large(&self) -> io::Result<Measured> {
         let large = self.dir.join("large");
         let megabytes = |name, bytes: u64, took: Duration| Figure {
             name,
@@ -87,9 +142,18 @@ impl Bench {
         };
         let (written, took) = timed(|until| self.write_large(&large, until))?;
         let mut figures = vec![megabytes("write a large file, with fsync", written, took)];
+        let why_not_cold = self.cold.apply(&large).err();
         let (read, took) = timed(|until| read_large(&large, until))?;
-        figures.push(megabytes("read it", read, took));
+        if why_not_cold.is_none() {
+            figures.push(megabytes("read it cold", read, took));
+        }
+        let (read, took) = timed(|until| read_large(&large, until))?;
+        figures.push(megabytes("read it warm", read, took));
         fs::remove_file(&large)?;
+        Ok(Measured { figures, why_not_cold })
+    }
+
+    fn run_small(&self, figures: &mut Vec<Figure>) -> io::Result<()> {
         let small = |number: u32| self.dir.join(format!("small{number}"));
         let make = |path: &Path| File::create_new(path)?.write_all(&[b'x'; SMALL_FILE_BYTES]);
         let read = |path: &Path| fs::read(path).map(drop);
@@ -111,7 +175,7 @@ impl Bench {
             let per_second = f64::from(done) / took.as_secs_f64();
             figures.push(Figure { name, per_second, unit: "files" });
         }
-        Ok(figures)
+        Ok(())
     }
 
     fn write_large(&self, path: &Path, until: Duration) -> io::Result<u64> {
@@ -175,14 +239,27 @@ mod tests {
     use super::*;
     use crate::config::ByteSize;
 
+    fn measured_with(cold: Cold, dir: &Path) -> Measured {
+        let (size, files) = (ByteSize(3 << 20), 5);
+        let arguments = BenchArgs { dir: dir.to_owned(), size, files, native: None };
+        Bench::begin(dir, &arguments, cold).unwrap().run().unwrap()
+    }
+
     #[test]
     fn every_figure_is_measured_and_nothing_is_left_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let arguments = BenchArgs { dir: dir.path().to_owned(), size: ByteSize(3 << 20), files: 5 };
-        let figures = Bench::begin(&arguments).unwrap().run().unwrap();
-        assert_eq!(figures.len(), 6);
+        let Measured { figures, why_not_cold } = measured_with(Cold::Kernel, dir.path());
+        assert_eq!((figures.len(), why_not_cold), (7, None));
         assert!(figures.iter().all(|figure| figure.per_second > 0.0), "{figures:?}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_cold_is_said_and_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let measured = measured_with(Cold::Not("not yours".to_owned()), dir.path());
+        assert_eq!(measured.why_not_cold.as_deref(), Some("not yours"));
+        assert!(measured.figures.iter().all(|figure| figure.name != "read it cold"));
     }
 
     #[test]

@@ -100,7 +100,16 @@ impl ControlClient {
 
     /// How many files went, and how many bytes.
     pub async fn cache_clear(&self) -> Result<(u64, u64), ControlError> {
-        match self.ask(&Request::CacheClear, CLEAR_TIMEOUT).await? {
+        self.cleared(&Request::CacheClear).await
+    }
+
+    /// Gives back one file of a listing; whether it could go.
+    pub async fn cache_drop(&self, fid: String) -> Result<bool, ControlError> {
+        self.cleared(&Request::CacheDrop { fid }).await.map(|(file_count, _)| file_count > 0)
+    }
+
+    async fn cleared(&self, request: &Request) -> Result<(u64, u64), ControlError> {
+        match self.ask(request, CLEAR_TIMEOUT).await? {
             Reply::CacheCleared { file_count, freed_bytes } => Ok((file_count, freed_bytes)),
             other => Err(unexpected(other)),
         }

@@ -33,6 +33,9 @@ pub enum Request {
     /// Gives back what the servers have too and nobody has open; answered with
     /// [`Reply::CacheCleared`].
     CacheClear,
+    /// Gives back what is kept of one file, by the name that a listing has for it; answered with
+    /// [`Reply::CacheCleared`], of no file if it may not go yet.
+    CacheDrop { fid: String },
     /// Ends the daemon once its mount is gone; with `detach` it gives the mount up by itself.
     /// Answered with [`Reply::Stopping`]; the connection ends with the daemon.
     Stop { detach: bool },

@@ -45,8 +45,8 @@ pub trait Daemon: Send + Sync + 'static {
 
     fn cache(&self) -> BoxFuture<'_, CacheListing>;
 
-    /// Gives back the space of clean, unused files: how many, and how many bytes.
-    fn clear_cache(&self) -> BoxFuture<'_, (u64, u64)>;
+    /// Gives back the space of clean, unused files, or of one: how many, and how many bytes.
+    fn clear_cache(&self, fid: Option<String>) -> BoxFuture<'_, (u64, u64)>;
 
     /// Begins the daemon's end; returns at once.
     fn stop(&self, detach: bool);
@@ -186,10 +186,8 @@ async fn answer(request: Request, daemon: &dyn Daemon, writer: &mut Writer) -> i
             Reply::Drained(left)
         }
         Request::CacheList => Reply::Cache(daemon.cache().await),
-        Request::CacheClear => {
-            let (file_count, freed_bytes) = daemon.clear_cache().await;
-            Reply::CacheCleared { file_count, freed_bytes }
-        }
+        Request::CacheClear => cleared(daemon.clear_cache(None).await),
+        Request::CacheDrop { fid } => cleared(daemon.clear_cache(Some(fid)).await),
         Request::Stop { detach } => {
             writer.write_all(&message::encode(&Reply::Stopping)).await?;
             daemon.stop(detach);
@@ -198,6 +196,10 @@ async fn answer(request: Request, daemon: &dyn Daemon, writer: &mut Writer) -> i
         }
     };
     writer.write_all(&message::encode(&reply)).await
+}
+
+fn cleared((file_count, freed_bytes): (u64, u64)) -> Reply {
+    Reply::CacheCleared { file_count, freed_bytes }
 }
 
 async fn drain(

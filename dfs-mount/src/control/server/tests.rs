@@ -52,7 +52,7 @@ impl Daemon for Scripted {
         Box::pin(std::future::ready(CacheListing::of([file])))
     }
 
-    fn clear_cache(&self) -> BoxFuture<'_, (u64, u64)> {
+    fn clear_cache(&self, _fid: Option<String>) -> BoxFuture<'_, (u64, u64)> {
         Box::pin(std::future::ready((1, 4096)))
     }
 

@@ -126,9 +126,12 @@ impl Daemon for Service {
         Box::pin(std::future::ready(listing))
     }
 
-    fn clear_cache(&self) -> BoxFuture<'_, (u64, u64)> {
+    fn clear_cache(&self, fid: Option<String>) -> BoxFuture<'_, (u64, u64)> {
         let cache = self.parts.cache.clone();
-        let clear = tokio::task::spawn_blocking(move || cache.clear());
+        let clear = tokio::task::spawn_blocking(move || match fid {
+            None => cache.clear(|_| true),
+            Some(wanted) => cache.clear(|fid| fid.to_string() == wanted),
+        });
         Box::pin(async move {
             let Freed { file_count, bytes } = clear.await.unwrap_or_default();
             (file_count, bytes)
