@@ -114,3 +114,29 @@ fn a_file_out_of_tar_or_cp_costs_two_requests_whatever_they_set_on_it() {
         assert_eq!(b.shell(list), "751 7 8 8 1000000000.000000000\n".repeat(2));
     });
 }
+
+/// rsync makes a file under another name, closes it, sets its times and mode, and renames it: five
+/// requests. An owner to set beside that is one more change that everybody sees at once.
+#[test]
+fn a_file_out_of_rsync_costs_at_most_five_requests() {
+    const FILES: u64 = 20;
+    with_mount(|a, b| {
+        for (name, owner, most) in [("own", "0:0", 5), ("others", "7:8", 6)] {
+            let source = tempfile::tempdir().unwrap();
+            let script = format!(
+                "for i in $(seq {FILES}); do echo content $i > f$i; done; chmod 751 *; \
+                 chown {owner} *; touch -d @1000000000 *"
+            );
+            crate::support::shell(source.path(), &script);
+            fs::create_dir(a.at(name)).unwrap();
+            // The directory itself stays as it is, so that only the files cost something.
+            let copy = format!("rsync -a --omit-dir-times {}/* {name}/", source.path().display());
+            let cost = a.cost(|| drop(a.shell(&copy)));
+            assert!(total(&cost) <= most * FILES, "{name}: {cost:?}");
+            assert_eq!(cost.get("file.store"), Some(&FILES), "{name}: {cost:?}");
+            let facts = format!("stat -c '%a %u:%g %.Y' {name}/* | sort -u; ls {name} | wc -l");
+            let expected = format!("751 {owner} 1000000000.000000000\n{FILES}\n");
+            assert_eq!(b.shell(&facts), expected);
+        }
+    });
+}

@@ -98,6 +98,7 @@ fn bootstrap(server: &Server, key: &str) -> String {
     table[key].as_str().unwrap().to_owned()
 }
 
+/// Row 19 of the scenarios: a plain REST client logs in, lists, asks for attributes, gets and puts.
 #[test]
 fn the_session_of_the_protocol_does_what_the_document_shows() {
     let dir = tempfile::tempdir().unwrap();

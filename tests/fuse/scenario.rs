@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
 
 use crate::support::{Client, Server, run, sha256};
 
@@ -117,4 +118,32 @@ fn row_20_a_restart_of_everything_loses_nothing() {
     run(&mut client.dfs(&["whoami"]));
     let nodes = client.ask(&["status", "--json", &server.url()]);
     assert!(nodes.contains("\"is_live\":true") || nodes.contains("\"is_live\": true"), "{nodes}");
+}
+
+/// Row 21: the commands that people type, one after another. Progress on long transfers is tested
+/// with a terminal in `tools`.
+#[test]
+fn row_21_login_put_ls_cat_edit_get_mv_and_rm_work_by_url() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let client = Client::stranger(&dir.path().join("a"));
+    let (code, error) = client.fail(&["ls", &server.path("")]);
+    assert!(code == 4 && error.contains("dfs login"), "{code}: {error}");
+    client.ask(&["login", "--bootstrap", server.bootstrap().to_str().unwrap()]);
+    let (source, back) = (dir.path().join("source"), dir.path().join("back"));
+    fs::write(&source, "first\n").unwrap();
+    let (file, moved) = (server.path("file"), server.path("moved"));
+    client.ask(&["put", source.to_str().unwrap(), &file]);
+    assert_eq!(client.ask(&["ls", &server.path("")]).lines().last(), Some("file"));
+    assert_eq!(client.ask(&["cat", &file]), "first\n");
+    let editor = dir.path().join("editor");
+    fs::write(&editor, "#!/bin/sh\necho second >> \"$1\"\n").unwrap();
+    fs::set_permissions(&editor, fs::Permissions::from_mode(0o755)).unwrap();
+    run(client.dfs(&["edit", &file]).env("VISUAL", &editor));
+    client.ask(&["mv", &file, &moved]);
+    client.ask(&["get", &moved, back.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(&back).unwrap(), "first\nsecond\n");
+    client.ask(&["rm", &moved]);
+    let (_, error) = client.fail(&["cat", &moved]);
+    assert!(error.contains("moved"), "{error}");
 }
