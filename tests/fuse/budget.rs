@@ -118,7 +118,7 @@ fn a_file_out_of_tar_or_cp_costs_two_requests_whatever_they_set_on_it() {
 /// rsync makes a file under another name, closes it, sets its times and mode, and renames it: five
 /// requests. An owner to set beside that is one more change that everybody sees at once.
 #[test]
-fn a_file_out_of_rsync_costs_at_most_five_requests() {
+fn a_file_out_of_rsync_costs_five_requests_and_another_owner_one_more() {
     const FILES: u64 = 20;
     with_mount(|a, b| {
         for (name, owner, most) in [("own", "0:0", 5), ("others", "7:8", 6)] {

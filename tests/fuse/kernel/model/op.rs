@@ -206,7 +206,8 @@ fn on_name() -> impl Strategy<Value = OnName> {
     prop_oneof![
         3 => offset().prop_map(OnName::Truncate),
         2 => Just(OnName::ReadDir),
-        3 => (xattr(), value, rule).prop_map(|(name, value, rule)| OnName::SetXattr(name, value, rule)),
+        3 => (xattr(), value, rule)
+            .prop_map(|(name, value, rule)| OnName::SetXattr(name, value, rule)),
         2 => xattr().prop_map(OnName::GetXattr),
         1 => xattr().prop_map(OnName::RemoveXattr),
         1 => Just(OnName::ListXattrs),
