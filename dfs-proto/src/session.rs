@@ -6,6 +6,7 @@ use crate::attr::{Attr, Timestamp};
 use crate::capability::MacKey;
 use crate::directory::rpc;
 use crate::id::FileId;
+use crate::promise::{Break, StreamNumber};
 use crate::rpc::{Access, Rpc, StreamRpc};
 use crate::version::{Epoch, FencingToken};
 
@@ -60,6 +61,9 @@ pub struct HeartbeatReply {
     /// Units: milliseconds.
     pub lease_ms: u32,
     pub epoch: Epoch,
+    /// The event stream whose promises are renewed for the same time; none while a break on it is
+    /// not acknowledged, or after they were given up.
+    pub promised: Option<StreamNumber>,
 }
 rpc!(Heartbeat => HeartbeatReply, "session.heartbeat", User);
 
@@ -75,7 +79,11 @@ rpc!(CloseSession => (), "session.close", User);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SessionEvent {
     /// First item of every stream: events from here on are not lost while it lives.
-    Started { epoch: Epoch },
+    ///
+    /// What was promised on an earlier stream is not promised any more.
+    Started { epoch: Epoch, stream: StreamNumber },
+    /// Something changed. To be acknowledged by [`crate::promise::Acknowledge`].
+    Break(Break),
     /// Somebody else wants to write: give the lock back as soon as possible.
     LockRecall { fid: FileId, token: FencingToken },
     /// The stream lives. Sent when nothing else was for a while.
