@@ -22,9 +22,9 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use serde::de::DeserializeOwned;
 
-use crate::codec;
 use crate::error::FsError;
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::promise::News;
 use crate::rpc::{self, Envelope, FRAME_PREFIX_BYTES, Rpc, StreamRpc};
 
 pub use cut::cut_window;
@@ -103,11 +103,25 @@ impl Client {
         request: &R,
         payload: Vec<Bytes>,
     ) -> Result<Answer<R::Reply>, CallError> {
+        self.call_with_news(envelope, request, payload).await?.1
+    }
+
+    /// As [`Client::call`], with what goes beside the reply, also if the server refused.
+    ///
+    /// # Errors
+    /// [`CallError::Transport`], or [`CallError::Fs`] of a request or reply that cannot be read.
+    pub async fn call_with_news<R: Rpc>(
+        &self,
+        envelope: &Envelope,
+        request: &R,
+        payload: Vec<Bytes>,
+    ) -> Result<(News, Result<Answer<R::Reply>, CallError>), CallError> {
         debug_assert_eq!(R::MUTATES, envelope.op.is_some(), "{} and its op id", R::PATH);
         let body = self.transport.send(make_call(R::PATH, envelope, request, payload)?).await?;
         let whole = body.collect(FRAME_PREFIX_BYTES + HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX).await?;
         let (head, payload) = rpc::split_frame(whole)?;
-        Ok(Answer { reply: decode_reply(&head)?, payload })
+        let (news, reply) = rpc::decode_reply(&head)?;
+        Ok((news, reply.map(|reply| Answer { reply, payload }).map_err(CallError::Fs)))
     }
 
     /// Opens a stream. The reply's head decides whether it was opened.
@@ -143,10 +157,9 @@ fn make_call<R: serde::Serialize>(
     Ok(Call { path, frame, payload, timeout })
 }
 
-fn decode_reply<T: DeserializeOwned>(head: &[u8]) -> Result<T, CallError> {
-    let reply: Result<T, FsError> = codec::decode(head, HEAD_BYTES_MAX)
-        .map_err(|error| FsError::malformed(format!("reply: {error}")))?;
-    Ok(reply?)
+fn decode_item<T: DeserializeOwned>(head: &[u8]) -> Result<T, CallError> {
+    let (_, item) = rpc::decode_reply(head)?;
+    Ok(item?)
 }
 
 /// The frames of a stream's body, cut out of the pieces it comes in.
@@ -161,7 +174,7 @@ async fn next_item<T: DeserializeOwned>(
     loop {
         match cut_head(&mut frames.held) {
             Err(error) => return Some((Err(error.into()), ended())),
-            Ok(Some(head)) => return Some((decode_reply(&head), frames)),
+            Ok(Some(head)) => return Some((decode_item(&head), frames)),
             Ok(None) => {}
         }
         match frames.body.next().await? {

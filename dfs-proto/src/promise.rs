@@ -8,13 +8,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attr::Attr;
-use crate::directory::rpc;
 use crate::id::FileId;
 use crate::name::Name;
-use crate::rpc::{Access, Rpc};
 use crate::version::Sequence;
 
-/// Which of a session's event streams; each is numbered one higher than the one before, from 1.
+/// Which of a session's event streams. A later one has a higher number, and none is used twice, not
+/// after a restart of the owner either.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -28,6 +27,9 @@ pub struct StreamNumber(pub u64);
 pub struct BreakNumber(pub u64);
 
 /// What a reply promises.
+///
+/// Of the attributes that entries have, all but `dir_version` are covered: it is told of the
+/// directory itself only, or every change would be one of all directories above.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promise {
     /// The stream that breaks of it will come on.
@@ -44,12 +46,13 @@ pub struct Promise {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DirChange {
     pub dir: FileId,
-    /// The directory's own attributes after it; `None` if it was removed.
+    /// The directory's own attributes after it; `None` if it was removed, or if that is cut.
     pub attr: Option<Attr>,
     /// The names whose inode, or that inode's attributes, changed: what they name now, `None` for
     /// those that are gone. Shape: none twice, at most `CHANGED_NAMES_MAX`.
     pub names: Vec<(Name, Option<Attr>)>,
-    /// There were more names: whoever holds the directory drops it.
+    /// There is more to it than is said here: whoever holds entries of the directory drops them, and
+    /// its attributes too if there are none here.
     pub is_cut: bool,
     pub sequence: Sequence,
 }
@@ -77,15 +80,7 @@ pub struct Break {
     pub ended: Vec<FileId>,
 }
 
-/// Everything that the session holds is as all breaks up to `number` say: those who wait for it may
-/// go on.
+/// Most directories that one acknowledgement says were used; those left out count as not used.
 ///
-/// Errors: `SessionUnknown`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Acknowledge {
-    pub number: BreakNumber,
-    /// Of the directories in breaks up to `number`, those that were used since the break before
-    /// that told of them: their promises stay.
-    pub used: Vec<FileId>,
-}
-rpc!(Acknowledge => (), "session.acknowledge", User);
+/// Why: far more than change between two acknowledgements.
+pub const USED_DIRS_MAX: usize = 4096;

@@ -2,8 +2,9 @@
 //!
 //! A request is an HTTP POST to `/dfs/PATH`. Its body is one frame: the length of the head (u32,
 //! little endian), the head (envelope and request, encoded together), and the payload: bytes that
-//! do not pass through the codec, such as chunks. A reply has the same shape with
-//! `Result<Reply, FsError>` as its head. A stream is a sequence of frames without payload.
+//! do not pass through the codec, such as chunks. A reply has the same shape; its head is what goes
+//! beside it ([`News`]) and `Result<Reply, FsError>`. A stream is a sequence of frames without
+//! payload.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ use crate::credential::{Identity, Ticket};
 use crate::error::FsError;
 use crate::id::{OpId, SessionId};
 use crate::limits::HEAD_BYTES_MAX;
+use crate::promise::News;
 
 /// Version of everything in this crate that crosses a wire.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -101,12 +103,34 @@ pub fn encode_request<R: Serialize>(envelope: &Envelope, request: &R) -> Result<
     frame(&codec::encode(&(envelope, request), HEAD_BYTES_MAX)?)
 }
 
-/// Builds the prefix and head of a reply, or of a stream's item.
+/// Builds the prefix and head of a reply without news, or of a stream's item.
 ///
 /// # Errors
 /// [`CodecError::TooLong`] if the reply does not fit a head.
 pub fn encode_reply<T: Serialize>(reply: &Result<T, FsError>) -> Result<Bytes, CodecError> {
-    frame(&codec::encode(reply, HEAD_BYTES_MAX)?)
+    encode_reply_with(&News::default(), reply)
+}
+
+/// Builds the prefix and head of a reply.
+///
+/// # Errors
+/// [`CodecError::TooLong`] if the two do not fit a head.
+pub fn encode_reply_with<T: Serialize>(
+    news: &News,
+    reply: &Result<T, FsError>,
+) -> Result<Bytes, CodecError> {
+    frame(&codec::encode(&(news, reply), HEAD_BYTES_MAX)?)
+}
+
+/// Reads the head of a reply, or of a stream's item.
+///
+/// # Errors
+/// [`FsError::Malformed`] if the bytes are not such a reply.
+pub fn decode_reply<T: DeserializeOwned>(
+    head: &[u8],
+) -> Result<(News, Result<T, FsError>), FsError> {
+    codec::decode(head, HEAD_BYTES_MAX)
+        .map_err(|error| FsError::malformed(format!("reply: {error}")))
 }
 
 fn frame(head: &[u8]) -> Result<Bytes, CodecError> {
@@ -188,6 +212,10 @@ fn check_version(head: &[u8]) -> Result<(), FsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::{FileId, InodeNo, VolumeId};
+    use crate::name::Name;
+    use crate::promise::{BreakNumber, DirChange, Promise, StreamNumber};
+    use crate::version::{Epoch, Sequence};
 
     #[test]
     fn a_request_comes_back_with_envelope_and_payload() {
@@ -222,9 +250,40 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_has_what_goes_beside_it_in_front() {
+        let bytes = encode_reply(&Ok(7u8)).unwrap();
+        assert_eq!(bytes[..], [4, 0, 0, 0, 0, 0, 0, 7]);
+        let dir = FileId::new(VolumeId(1), InodeNo(2), Epoch(3));
+        let promise = Promise {
+            stream: StreamNumber(4),
+            after: BreakNumber(5),
+            sequence: Sequence::new(Epoch(3), 6),
+            dirs: vec![dir],
+        };
+        let change = DirChange {
+            dir,
+            attr: None,
+            names: vec![(Name::parse(b"n").unwrap(), None)],
+            is_cut: true,
+            sequence: Sequence::new(Epoch(3), 7),
+        };
+        let news = News { promise: Some(promise), changes: vec![change] };
+        let reply = Err::<(), _>(FsError::NotFound);
+        let frame = encode_reply_with(&news, &reply).unwrap();
+        let golden = [
+            [1, 4, 5, 3, 6, 1, 1, 2, 3].as_slice(),
+            &[1, 1, 2, 3, 0, 1, 1, b'n', 0, 1, 3, 7],
+            &[1, 0],
+        ];
+        assert_eq!(frame[FRAME_PREFIX_BYTES..], golden.concat());
+        assert_eq!(decode_reply(&frame[FRAME_PREFIX_BYTES..]).unwrap(), (news, reply));
+    }
+
+    #[test]
     fn garbage_is_malformed_not_a_panic() {
         for head in [&b""[..], b"\x01", b"\xff\xff\xff\xff", &[1; 100], &[0xfb; 100]] {
             assert!(decode_request::<String>(head).is_err());
+            assert!(decode_reply::<String>(head).is_err());
         }
     }
 }

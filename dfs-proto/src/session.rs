@@ -6,7 +6,7 @@ use crate::attr::{Attr, Timestamp};
 use crate::capability::MacKey;
 use crate::directory::rpc;
 use crate::id::FileId;
-use crate::promise::{Break, StreamNumber};
+use crate::promise::{Break, BreakNumber, StreamNumber};
 use crate::rpc::{Access, Rpc, StreamRpc};
 use crate::version::{Epoch, FencingToken};
 
@@ -82,15 +82,29 @@ pub enum SessionEvent {
     ///
     /// What was promised on an earlier stream is not promised any more.
     Started { epoch: Epoch, stream: StreamNumber },
-    /// Something changed. To be acknowledged by [`crate::promise::Acknowledge`].
-    Break(Break),
     /// Somebody else wants to write: give the lock back as soon as possible.
     LockRecall { fid: FileId, token: FencingToken },
     /// The stream lives. Sent when nothing else was for a while.
     Idle,
+    /// Something changed. To be acknowledged by [`Acknowledge`].
+    Break(Break),
 }
 
-/// The session's event stream. A new one ends the one before. Errors: `SessionUnknown`.
+/// Everything that the session holds is as all breaks up to `number` say: those who wait for it may
+/// go on.
+///
+/// Errors: `SessionUnknown`; `InvalidArgument` (no such break yet); `TooLarge`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Acknowledge {
+    pub number: BreakNumber,
+    /// Of the directories in breaks up to `number`, those that were used since the break before
+    /// that told of them: their promises stay. Shape: at most `USED_DIRS_MAX`.
+    pub used: Vec<FileId>,
+}
+rpc!(Acknowledge => (), "session.acknowledge", User);
+
+/// The session's event stream. A new one ends the one before, and with it all that was promised:
+/// who asks for one holds to no promise of before any more. Errors: `SessionUnknown`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Events {}
 

@@ -6,6 +6,7 @@
 //! is `placement`'s business, what they contain nobody's here.
 
 mod attr;
+mod changes;
 mod commit;
 mod create;
 mod fsync;
@@ -38,19 +39,27 @@ use dfs_proto::directory::{
 };
 use dfs_proto::id::{FileId, NodeId, VolumeId};
 use dfs_proto::name::Name;
+use dfs_proto::version::Sequence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::ledger::{self, OpTag, Ran, run_once};
-use crate::meta::{Abort, Txn};
+use crate::meta::{Abort, ReadTxn, Txn};
 use crate::placement::FileNodes;
-use crate::request::Context;
-use crate::session::Sessions;
+use crate::request::{Context, Origin};
+use crate::session::{Registered, Sessions};
+use changes::Watcher;
 use create::{Details, NewEntry, NewLink};
 use remove::{Expect, OldEntry};
 use rows::ledger_key;
 
 pub use volume::Volume;
+
+/// Says beside the reply that what it describes, as of `sequence`, is promised.
+fn promise(context: &Context, registered: Option<Registered>, dirs: &[FileId], sequence: Sequence) {
+    context.news.write().promise =
+        registered.and_then(|registered| registered.into_promise(dirs, sequence));
+}
 
 /// How the directory reaches other services.
 pub trait Peers: Send + Sync + fmt::Debug + 'static {
@@ -87,9 +96,14 @@ impl Directory {
         peers: Arc<dyn Peers>,
         clock: Arc<dyn Clock>,
     ) -> Directory {
+        let sessions = Sessions::new(Arc::clone(&clock));
+        for Volume { id, store, .. } in &volumes {
+            let watcher = Watcher { volume: *id, sessions: sessions.clone() };
+            store.set_watch(Arc::new(watcher));
+        }
         Directory {
             volumes: Arc::new(volumes.into_iter().map(|volume| (volume.id, volume)).collect()),
-            sessions: Sessions::new(Arc::clone(&clock)),
+            sessions,
             file_nodes: FileNodes::new(Arc::clone(&clock)),
             peers,
             capability_key,
@@ -135,18 +149,23 @@ impl Directory {
     {
         let tag = self.op_tag(context, volume)?;
         let store = &self.volume(volume)?.store;
-        store
-            .write(Durability::Process, move |txn| {
-                run_once(txn, &tag, |txn| work(txn).map(Ran::Changed))
-            })
-            .await
+        let work = move |txn: &mut Txn| run_once(txn, &tag, |txn| work(txn).map(Ran::Changed));
+        store.write_for(context.origin(), Durability::Process, work).await
     }
 
+    /// That a name is not there is promised as well.
     pub async fn lookup(&self, context: Context, request: Lookup) -> Result<AttrReply, FsError> {
         let Lookup { parent, name } = request;
-        let who = context.identity;
         let store = &self.volume_of(parent)?.store;
-        store.read(move |txn| lookup::lookup(txn, parent, &name, &who)).await
+        let registered = self.register(&context, &[parent]);
+        let who = &context.identity;
+        let work = |txn: &mut ReadTxn| match lookup::lookup(txn, parent, &name, who) {
+            Err(Abort::Fail(FsError::NotFound)) => Ok((Err(FsError::NotFound), txn.sequence())),
+            found => found.map(|found| (Ok(found), txn.sequence())),
+        };
+        let (found, sequence) = store.read(work).await?;
+        promise(&context, registered, &[parent], sequence);
+        found
     }
 
     pub async fn lookup_parent(&self, request: LookupParent) -> Result<AttrReply, FsError> {
@@ -154,16 +173,34 @@ impl Directory {
         store.read(move |txn| lookup::parent(txn, request.fid)).await
     }
 
-    pub async fn getattr(&self, request: GetAttr) -> Result<AttrReply, FsError> {
-        let store = &self.volume_of(request.fid)?.store;
-        store.read(move |txn| lookup::getattr(txn, request.fid)).await
+    pub async fn getattr(&self, context: Context, request: GetAttr) -> Result<AttrReply, FsError> {
+        let walk = Walk { fid: request.fid, names: Vec::new() };
+        let WalkReply { attr, sequence, .. } = self.walk(context, walk).await?;
+        Ok(AttrReply { attr, sequence })
     }
 
+    /// Which directories it goes through is known only when it is read; so what was found then is
+    /// registered, and read again. What it goes through only then is not promised.
     pub async fn walk(&self, context: Context, request: Walk) -> Result<WalkReply, FsError> {
         lookup::check_walk(&request)?;
-        let who = context.identity;
         let store = &self.volume_of(request.fid)?.store;
-        store.read(move |txn| lookup::walk(txn, &request, &who)).await
+        let work = |txn: &mut ReadTxn| lookup::walk(txn, &request, &context.identity);
+        let found = store.read(work).await?;
+        let Some(registered) = self.register(&context, &lookup::through(&request, &found)) else {
+            return Ok(found);
+        };
+        let found = store.read(work).await?;
+        let through = lookup::through(&request, &found);
+        promise(&context, Some(registered), &through, found.sequence);
+        Ok(found)
+    }
+
+    /// Registers promises to the caller, before rows are read. `None` if it can have none.
+    fn register(&self, context: &Context, dirs: &[FileId]) -> Option<Registered> {
+        if dirs.is_empty() {
+            return None;
+        }
+        self.sessions.promise(context.session?, context.user(), dirs)
     }
 
     pub async fn readlink(&self, request: ReadLink) -> Result<Vec<u8>, FsError> {
@@ -176,7 +213,11 @@ impl Directory {
         context: Context,
         request: ReadDir,
     ) -> Result<ReadDirReply, FsError> {
-        lookup::readdir(self.volume_of(request.fid)?, &request, &context.identity).await
+        let volume = self.volume_of(request.fid)?;
+        let registered = self.register(&context, &[request.fid]);
+        let (reply, as_of) = lookup::readdir(volume, &request, &context.identity).await?;
+        promise(&context, registered, &[request.fid], as_of);
+        Ok(reply)
     }
 
     pub async fn setattr(
@@ -294,7 +335,9 @@ impl Directory {
         let (row, now) = (ledger_key(volume, session), self.clock.wall());
         let tag = OpTag { row, number: request.op.number, watermark, now };
         let store = &self.volume(volume)?.store;
-        store.write(Durability::Process, move |txn| ledger::outcome(txn, &tag)).await
+        let origin = Some(Origin { op: request.op, watermark, news: context.news });
+        let work = move |txn: &mut Txn| ledger::outcome(txn, &tag);
+        store.write_for(origin, Durability::Process, work).await
     }
 
     pub async fn statfs(&self, request: StatFs) -> Result<VolumeSpace, FsError> {

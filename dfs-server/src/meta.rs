@@ -36,6 +36,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod txn;
+pub mod watch;
 pub mod writer;
 
 pub use key::{Key, KeyBytes};

@@ -3,13 +3,14 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dfs_proto::FsError;
 use dfs_proto::admin::Role;
 use dfs_proto::credential::{Identity, NOBODY, TicketHolder};
 use dfs_proto::id::{NodeId, OpId, SessionId};
+use dfs_proto::promise::News;
 
 /// Who is at the other end, as far as it is proven.
 #[derive(Clone, Debug)]
@@ -85,6 +86,32 @@ pub struct Context {
     pub deadline: Duration,
     /// Where the request came from; absent for calls of the own process.
     pub address: Option<IpAddr>,
+    /// What will go beside the reply.
+    pub news: NewsCell,
+}
+
+/// What goes beside a reply, for all who work on it to write to. Clones are the same cell.
+#[derive(Clone, Debug, Default)]
+pub struct NewsCell(Arc<Mutex<News>>);
+
+impl NewsCell {
+    pub fn write(&self) -> MutexGuard<'_, News> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn take(&self) -> News {
+        std::mem::take(&mut *self.write())
+    }
+}
+
+/// Whose mutation something is.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub op: OpId,
+    /// As [`Context::lowest_unanswered`].
+    pub watermark: u64,
+    /// Where what its session is to know of the change goes.
+    pub news: NewsCell,
 }
 
 impl Context {
@@ -112,6 +139,12 @@ impl Context {
             Peer::Node(proof) if (proof.is_node)(node) => Ok(()),
             _ => Err(FsError::NotPermitted),
         }
+    }
+
+    /// `None` without an op id.
+    pub fn origin(&self) -> Option<Origin> {
+        let (watermark, news) = (self.lowest_unanswered, self.news.clone());
+        self.op.map(|op| Origin { op, watermark, news })
     }
 
     /// The account or machine behind the request, for logs and lock holders' names.

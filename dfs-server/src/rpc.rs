@@ -21,13 +21,16 @@ use dfs_proto::FsError;
 use dfs_proto::client::{Local, ReplyBody};
 use dfs_proto::clock::Clock;
 use dfs_proto::limits::DEADLINE_MAX;
-use dfs_proto::rpc::{Access, Envelope, Rpc, StreamRpc, decode_request, encode_reply, split_frame};
+use dfs_proto::promise::News;
+use dfs_proto::rpc::{
+    Access, Envelope, Rpc, StreamRpc, decode_request, encode_reply, encode_reply_with, split_frame,
+};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 
-use crate::request::{Context, NodeProof, Peer};
+use crate::request::{Context, NewsCell, NodeProof, Peer};
 
 pub use authenticate::CheckTicket;
 pub use status::http_status;
@@ -92,15 +95,17 @@ impl Router {
         let (gate, handler) = (Arc::clone(&self.gate), Arc::new(handler));
         self.add(R::PATH, R::ACCESS, move |channel, head, payload| {
             let (gate, handler) = (Arc::clone(&gate), Arc::clone(&handler));
+            let news = NewsCell::default();
+            let beside = news.clone();
             let answer = async move {
                 let (envelope, request) = decode_request::<R>(&head)?;
                 check_op::<R>(&envelope)?;
                 let wait = wait_of(&envelope);
-                let context = gate.admit(channel, envelope, R::ACCESS)?;
+                let context = Context { news, ..gate.admit(channel, envelope, R::ACCESS)? };
                 let answer = tokio::time::timeout(wait, handler(context, request, payload));
                 answer.await.unwrap_or_else(|_| Err(FsError::TimedOut { whom: "server".into() }))
             };
-            answer.map(|answer| whole_reply(R::PATH, answer)).boxed()
+            answer.map(move |answer| whole_reply(R::PATH, &beside.take(), answer)).boxed()
         });
     }
 
@@ -176,16 +181,20 @@ fn wait_of(envelope: &Envelope) -> Duration {
 
 /// A reply that says no.
 pub fn refusal(error: FsError) -> Reply {
-    whole_reply::<()>("-", Err(error))
+    whole_reply::<()>("-", &News::default(), Err(error))
 }
 
-fn whole_reply<T: Serialize>(path: &str, answer: Result<(T, Vec<Bytes>), FsError>) -> Reply {
+fn whole_reply<T: Serialize>(
+    path: &str,
+    news: &News,
+    answer: Result<(T, Vec<Bytes>), FsError>,
+) -> Reply {
     let (reply, payload) = match answer {
         Ok((reply, payload)) => (Ok(reply), payload),
         Err(error) => (Err(error), Vec::new()),
     };
     let status = reply.as_ref().map_or_else(http_status, |_| 200);
-    match encode_reply(&reply) {
+    match encode_reply_with(news, &reply) {
         Ok(frame) => Reply::Whole { status, parts: [vec![frame], payload].concat() },
         Err(error) => {
             tracing::error!(path, %error, "reply does not encode");
@@ -197,7 +206,7 @@ fn whole_reply<T: Serialize>(path: &str, answer: Result<(T, Vec<Bytes>), FsError
 fn stream_reply<R: StreamRpc>(opened: Result<BoxStream<'static, R::Item>, FsError>) -> Reply {
     let items = match opened {
         Ok(items) => items,
-        Err(error) => return whole_reply::<()>(R::PATH, Err(error)),
+        Err(error) => return whole_reply::<()>(R::PATH, &News::default(), Err(error)),
     };
     let frames = items.filter_map(|item| async move {
         encode_reply(&Ok(item))

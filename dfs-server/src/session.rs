@@ -4,8 +4,14 @@
 //! it; the client counts from the sending of its request, so it stops first. The table is memory
 //! only: after a restart clients open their sessions again under the same id, and whatever a lost
 //! session was granted is caught by the fence.
+//!
+//! A session that listens can be promised to be told of changes (`promise`, `breaker`); these
+//! promises have a lease of their own, renewed with the session's while all breaks are acknowledged.
 
-use std::collections::HashMap;
+mod breaker;
+mod promise;
+
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,11 +22,15 @@ use dfs_proto::clock::Clock;
 use dfs_proto::credential::Identity;
 use dfs_proto::id::SessionId;
 use dfs_proto::limits::{SESSION_COUNT_MAX, SESSION_LEASE};
-use dfs_proto::session::SessionEvent;
+use dfs_proto::promise::{BreakNumber, StreamNumber, USED_DIRS_MAX};
+use dfs_proto::session::{Acknowledge, SessionEvent};
 use dfs_proto::version::Epoch;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::request::Peer;
+pub use breaker::{MaySee, Registered};
+use breaker::{Progress, Recent};
+use promise::{Held, Promises};
 
 /// Events queued for one client. One that falls behind has its stream ended and opens a new one.
 const EVENT_QUEUE_MAX: usize = 1024;
@@ -28,8 +38,18 @@ const EVENT_QUEUE_MAX: usize = 1024;
 /// The sessions of one owner. Cheap to clone.
 #[derive(Clone)]
 pub struct Sessions {
-    table: Arc<Mutex<HashMap<SessionId, Session>>>,
+    table: Arc<Mutex<Table>>,
     clock: Arc<dyn Clock>,
+}
+
+#[derive(Default)]
+struct Table {
+    sessions: HashMap<SessionId, Session>,
+    promises: Promises,
+    /// Sessions with a break that is not acknowledged.
+    unacknowledged: BTreeSet<SessionId>,
+    /// Streams made so far.
+    streams: u32,
 }
 
 struct Session {
@@ -40,7 +60,20 @@ struct Session {
     host: String,
     key: MacKey,
     ends_at: Duration,
-    events: Option<mpsc::Sender<SessionEvent>>,
+    listener: Option<Listener>,
+    held: Held,
+    last_break: BreakNumber,
+    progress: watch::Sender<Progress>,
+    recent: Recent,
+}
+
+/// A session's event stream, and what rests on it.
+struct Listener {
+    stream: StreamNumber,
+    /// `None` after it failed: then its promises stay, unused, until their lease ends.
+    sender: Option<mpsc::Sender<SessionEvent>>,
+    /// The end of the lease on its promises.
+    promised_until: Duration,
 }
 
 impl fmt::Debug for Sessions {
@@ -54,7 +87,7 @@ impl Sessions {
         Sessions { table: Arc::default(), clock }
     }
 
-    fn table(&self) -> MutexGuard<'_, HashMap<SessionId, Session>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -71,7 +104,7 @@ impl Sessions {
     ) -> Result<MacKey, FsError> {
         let ends_at = self.clock.boottime() + SESSION_LEASE;
         let mut table = self.table();
-        if let Some(session) = table.get_mut(&id) {
+        if let Some(session) = table.sessions.get_mut(&id) {
             if session.user != peer.user() {
                 return Err(FsError::NotPermitted);
             }
@@ -79,24 +112,81 @@ impl Sessions {
             session.peer = peer.clone();
             return Ok(session.key.clone());
         }
-        if table.len() >= SESSION_COUNT_MAX {
+        if table.sessions.len() >= SESSION_COUNT_MAX {
             let limit = SESSION_COUNT_MAX as u64;
             return Err(FsError::TooLarge { what: "number of sessions".into(), limit });
         }
         let key = fresh_key.clone();
         let (user, host) = (peer.user().to_owned(), host.to_owned());
-        let peer = peer.clone();
-        table.insert(id, Session { user, peer, host, key: fresh_key, ends_at, events: None });
+        let session = Session {
+            user,
+            peer: peer.clone(),
+            host,
+            key: fresh_key,
+            ends_at,
+            listener: None,
+            held: Held::default(),
+            last_break: BreakNumber::default(),
+            progress: watch::Sender::default(),
+            recent: Recent::default(),
+        };
+        table.sessions.insert(id, session);
         Ok(key)
     }
 
-    /// Renews a lease.
+    /// Renews a lease, and that of its promises on the stream that is returned.
     ///
     /// # Errors
     /// `SessionUnknown`, also for somebody else's session.
-    pub fn renew(&self, id: SessionId, user: &str) -> Result<(), FsError> {
-        let ends_at = self.clock.boottime() + SESSION_LEASE;
-        self.with(id, user, |session| session.ends_at = ends_at)
+    pub fn renew(&self, id: SessionId, user: &str) -> Result<Option<StreamNumber>, FsError> {
+        let now = self.clock.boottime();
+        let ends_at = now + SESSION_LEASE;
+        self.with(id, user, |session| {
+            session.ends_at = ends_at;
+            let is_kept = session.has_stream() && !session.has_open_break();
+            let is_promised = is_kept && !session.is_lapsed(now);
+            let listener = session.listener.as_mut().filter(|_| is_promised)?;
+            listener.promised_until = ends_at;
+            Some(listener.stream)
+        })
+    }
+
+    /// Notes that a session knows of all breaks up to a number. Never waits for anything.
+    ///
+    /// # Errors
+    /// `SessionUnknown`, also for somebody else's session; `InvalidArgument` for a break that was not
+    /// sent; `TooLarge`.
+    pub fn acknowledge(
+        &self,
+        id: SessionId,
+        user: &str,
+        request: &Acknowledge,
+    ) -> Result<(), FsError> {
+        let Acknowledge { number, used } = request;
+        if used.len() > USED_DIRS_MAX {
+            let what = "directories that were used".to_owned();
+            return Err(FsError::TooLarge { what, limit: USED_DIRS_MAX as u64 });
+        }
+        let now = self.clock.boottime();
+        let mut table = self.table();
+        table.live(id, user, now)?;
+        let Table { sessions, promises, unacknowledged, .. } = &mut *table;
+        let session = sessions.get_mut(&id).ok_or(FsError::SessionUnknown)?;
+        if *number > session.last_break {
+            let last = session.last_break.0;
+            return Err(FsError::invalid(format!("break {} (the last is {last})", number.0)));
+        }
+        used.iter().for_each(|dir| session.held.note_use(*dir, *number));
+        session.progress.send_if_modified(|progress| {
+            let is_new = progress.acknowledged < *number;
+            progress.acknowledged = progress.acknowledged.max(*number);
+            is_new
+        });
+        promises.acknowledged(id, &mut session.held, *number);
+        if !session.has_open_break() {
+            unacknowledged.remove(&id);
+        }
+        Ok(())
     }
 
     /// What others are told of a session: host and user.
@@ -114,7 +204,7 @@ impl Sessions {
     pub fn identity(&self, id: SessionId, caller: Option<&Identity>) -> Result<Identity, FsError> {
         let now = self.clock.boottime();
         let table = self.table();
-        let session = table.get(&id).filter(|session| session.ends_at > now);
+        let session = table.sessions.get(&id).filter(|session| session.ends_at > now);
         session.map(|session| session.peer.identity(caller)).ok_or(FsError::SessionUnknown)
     }
 
@@ -125,7 +215,7 @@ impl Sessions {
     pub fn key(&self, id: SessionId) -> Result<MacKey, FsError> {
         let now = self.clock.boottime();
         let table = self.table();
-        let session = table.get(&id).filter(|session| session.ends_at > now);
+        let session = table.sessions.get(&id).filter(|session| session.ends_at > now);
         session.map(|session| session.key.clone()).ok_or(FsError::SessionUnknown)
     }
 
@@ -136,15 +226,12 @@ impl Sessions {
         work: impl FnOnce(&mut Session) -> T,
     ) -> Result<T, FsError> {
         let now = self.clock.boottime();
-        let mut table = self.table();
-        let session = table.get_mut(&id);
-        let session = session.filter(|session| session.user == user && session.ends_at > now);
-        session.map(work).ok_or(FsError::SessionUnknown)
+        Ok(work(self.table().live(id, user, now)?))
     }
 
     /// Whether a session of this id lives and is another user's.
     pub fn is_foreign(&self, id: SessionId, user: &str) -> bool {
-        self.table().get(&id).is_some_and(|session| session.user != user)
+        self.table().sessions.get(&id).is_some_and(|session| session.user != user)
     }
 
     /// Whether a session of this id lives.
@@ -152,7 +239,8 @@ impl Sessions {
         self.key(id).is_ok()
     }
 
-    /// Gives a session a new event stream, which ends the one before.
+    /// Gives a session a new event stream, which ends the one before and all that was promised on
+    /// it.
     ///
     /// # Errors
     /// `SessionUnknown`.
@@ -163,51 +251,61 @@ impl Sessions {
         epoch: Epoch,
     ) -> Result<mpsc::Receiver<SessionEvent>, FsError> {
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE_MAX);
+        let now = self.clock.boottime();
+        let mut table = self.table();
+        table.live(id, user, now)?;
+        table.give_up(id);
+        table.streams += 1;
+        // The epoch makes it another number than those of owners before.
+        let stream = StreamNumber(u64::from(epoch.0) << 32 | u64::from(table.streams));
+        let session = table.sessions.get_mut(&id).ok_or(FsError::SessionUnknown)?;
+        // Promises do not outlive their session.
+        let promised_until = now + SESSION_LEASE;
+        session.ends_at = promised_until;
+        session.listener = Some(Listener { stream, sender: Some(sender), promised_until });
+        session.progress.send_modify(|progress| progress.stream = Some(stream));
         // The queue is new: there is room for the first item.
-        let _ = sender.try_send(SessionEvent::Started { epoch });
-        self.with(id, user, |session| session.events = Some(sender))?;
+        let _ = session.send(SessionEvent::Started { epoch, stream });
         Ok(receiver)
     }
 
     /// Tells a session something. False if it cannot be told: it is unknown, or has no stream (it
     /// will open one and then must be told again).
     pub fn tell(&self, id: SessionId, event: SessionEvent) -> Told {
-        let mut table = self.table();
-        let Some(session) = table.get_mut(&id) else {
-            return Told::Unknown;
-        };
-        let Some(events) = &session.events else {
-            return Told::NotListening;
-        };
-        match events.try_send(event) {
-            Ok(()) => Told::Sent,
-            Err(_) => {
-                session.events = None;
-                Told::NotListening
-            }
+        match self.table().sessions.get_mut(&id).map(|session| session.send(event)) {
+            Some(Ok(())) => Told::Sent,
+            Some(Err(_)) => Told::NotListening,
+            None => Told::Unknown,
         }
     }
 
-    /// Sends every listener a sign of life; streams whose client is gone are dropped.
+    /// Sends every listener a sign of life; ends streams whose client is gone, and promises whose
+    /// lease is over.
     pub fn tell_idle(&self) {
-        for session in self.table().values_mut() {
-            let is_closed = session.events.as_ref().is_some_and(mpsc::Sender::is_closed);
-            if is_closed {
-                session.events = None;
-            }
-            if let Some(events) = &session.events {
+        let now = self.clock.boottime();
+        let mut table = self.table();
+        let mut lapsed = Vec::new();
+        for (id, session) in &mut table.sessions {
+            if session.listener.is_some() && session.is_lapsed(now) {
+                lapsed.push(*id);
+            } else if !session.has_stream() {
+                session.fail_stream("its client is gone");
+            } else if let Some(listener) = &session.listener
+                && let Some(sender) = &listener.sender
+            {
                 // A full queue needs no sign of life.
-                let _ = events.try_send(SessionEvent::Idle);
+                let _ = sender.try_send(SessionEvent::Idle);
             }
         }
+        lapsed.into_iter().for_each(|id| table.give_up(id));
     }
 
     /// Ends a session. False if there was none of that user.
     pub fn close(&self, id: SessionId, user: &str) -> bool {
         let mut table = self.table();
-        let is_own = table.get(&id).is_some_and(|session| session.user == user);
+        let is_own = table.sessions.get(&id).is_some_and(|session| session.user == user);
         if is_own {
-            table.remove(&id);
+            table.remove(id);
         }
         is_own
     }
@@ -217,14 +315,31 @@ impl Sessions {
         let now = self.clock.boottime();
         let mut table = self.table();
         let ended = |session: &Session| session.ends_at <= now;
-        let expired: Vec<SessionId> =
-            table.iter().filter(|(_, session)| ended(session)).map(|(id, _)| *id).collect();
-        expired.iter().for_each(|id| drop(table.remove(id)));
+        let expired: Vec<SessionId> = table
+            .sessions
+            .iter()
+            .filter(|(_, session)| ended(session))
+            .map(|(id, _)| *id)
+            .collect();
+        expired.iter().for_each(|id| table.remove(*id));
         expired
     }
 
     pub fn count(&self) -> usize {
-        self.table().len()
+        self.table().sessions.len()
+    }
+}
+
+impl Table {
+    fn live(&mut self, id: SessionId, user: &str, now: Duration) -> Result<&mut Session, FsError> {
+        let session = self.sessions.get_mut(&id);
+        let session = session.filter(|session| session.user == user && session.ends_at > now);
+        session.ok_or(FsError::SessionUnknown)
+    }
+
+    fn remove(&mut self, id: SessionId) {
+        self.give_up(id);
+        self.sessions.remove(&id);
     }
 }
 
@@ -237,79 +352,4 @@ pub enum Told {
 }
 
 #[cfg(test)]
-mod tests {
-    use dfs_proto::credential::{ActAs, TicketHolder};
-
-    use super::*;
-    use dfs_proto::clock::ManualClock;
-
-    const ID: SessionId = SessionId([1; 16]);
-
-    fn sessions() -> (Sessions, ManualClock) {
-        let clock = ManualClock::default();
-        let sessions = Sessions::new(Arc::new(clock.clone()));
-        sessions.open(ID, &bearer("ann"), "host", MacKey([1; 32])).unwrap();
-        (sessions, clock)
-    }
-
-    fn bearer(user: &str) -> Peer {
-        let act_as = ActAs::Machine { squash_root: false };
-        Peer::User(Arc::new(TicketHolder { user: user.to_owned(), act_as, is_admin: false }))
-    }
-
-    #[test]
-    fn a_session_ends_with_its_lease_unless_renewed() {
-        let (sessions, clock) = sessions();
-        clock.advance(SESSION_LEASE - Duration::from_millis(1));
-        sessions.renew(ID, "ann").unwrap();
-        clock.advance(SESSION_LEASE - Duration::from_millis(1));
-        assert!(sessions.key(ID).is_ok());
-        assert_eq!(sessions.expire(), []);
-        clock.advance(Duration::from_millis(1));
-        assert_eq!(sessions.key(ID), Err(FsError::SessionUnknown));
-        assert_eq!(sessions.renew(ID, "ann"), Err(FsError::SessionUnknown));
-        assert_eq!(sessions.expire(), [ID]);
-        assert_eq!(sessions.count(), 0);
-    }
-
-    #[test]
-    fn nobody_uses_another_users_session() {
-        let (sessions, _clock) = sessions();
-        let stolen = sessions.open(ID, &bearer("bob"), "host", MacKey([2; 32]));
-        assert_eq!(stolen, Err(FsError::NotPermitted));
-        assert_eq!(sessions.renew(ID, "bob"), Err(FsError::SessionUnknown));
-        assert!(sessions.listen(ID, "bob", Epoch(1)).is_err());
-        assert!(!sessions.close(ID, "bob"));
-        assert!(sessions.close(ID, "ann"));
-    }
-
-    #[test]
-    fn opening_again_keeps_the_key() {
-        let (sessions, _clock) = sessions();
-        let key = sessions.open(ID, &bearer("ann"), "host", MacKey([9; 32])).unwrap();
-        assert_eq!(key, MacKey([1; 32]));
-    }
-
-    #[test]
-    fn a_new_stream_ends_the_one_before_and_begins_with_the_epoch() {
-        let (sessions, _clock) = sessions();
-        assert_eq!(sessions.tell(ID, SessionEvent::Idle), Told::NotListening);
-        let mut first = sessions.listen(ID, "ann", Epoch(4)).unwrap();
-        assert_eq!(first.try_recv(), Ok(SessionEvent::Started { epoch: Epoch(4) }));
-        let mut second = sessions.listen(ID, "ann", Epoch(4)).unwrap();
-        assert_eq!(first.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
-        assert_eq!(sessions.tell(ID, SessionEvent::Idle), Told::Sent);
-        second.try_recv().unwrap();
-        assert_eq!(second.try_recv(), Ok(SessionEvent::Idle));
-        assert_eq!(sessions.tell(SessionId([7; 16]), SessionEvent::Idle), Told::Unknown);
-    }
-
-    #[test]
-    fn a_client_that_does_not_read_loses_its_stream_not_the_server_its_memory() {
-        let (sessions, _clock) = sessions();
-        let stream = sessions.listen(ID, "ann", Epoch(1)).unwrap();
-        while sessions.tell(ID, SessionEvent::Idle) == Told::Sent {}
-        assert!(stream.len() <= EVENT_QUEUE_MAX);
-        assert_eq!(sessions.tell(ID, SessionEvent::Idle), Told::NotListening);
-    }
-}
+mod tests;

@@ -13,7 +13,8 @@ use dfs_proto::admin::Role;
 use dfs_proto::client::{CallError, ItemStream};
 use dfs_proto::lease::{heartbeat_interval, holder_deadline};
 use dfs_proto::lock::Recall;
-use dfs_proto::session::{Events, Heartbeat, HeartbeatReply, SessionEvent};
+use dfs_proto::promise::Break;
+use dfs_proto::session::{Acknowledge, Events, Heartbeat, HeartbeatReply, SessionEvent};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -151,7 +152,14 @@ async fn take_event(core: &Core, event: SessionEvent, recalls: &mpsc::Sender<Rec
             // Nobody takes recalls (a command without write locks): the lease will do.
             let _ = recalls.send(recall).await;
         }
-        SessionEvent::Started { epoch } => tracing::debug!(epoch = epoch.0, "event stream"),
+        SessionEvent::Started { epoch, .. } => tracing::debug!(epoch = epoch.0, "event stream"),
+        SessionEvent::Break(Break { number, .. }) => {
+            // Nothing is held to a promise here, so all is as it says. Lost, the lease will do.
+            let known = Acknowledge { number, used: Vec::new() };
+            if let Err(error) = core.connection.call_once(Role::Directory, None, &known).await {
+                tracing::debug!(%error, "break was not acknowledged");
+            }
+        }
         SessionEvent::Idle => {}
     }
 }

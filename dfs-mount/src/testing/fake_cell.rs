@@ -20,6 +20,7 @@ use dfs_proto::directory::{
 use dfs_proto::file::{Fetch, PutChunks, Store};
 use dfs_proto::id::{FileId, InodeNo, NodeId, OpId, ROOT_INODE, SessionId, VolumeId};
 use dfs_proto::manifest::Manifest;
+use dfs_proto::promise::StreamNumber;
 use dfs_proto::rpc::{Access, Envelope, Rpc, StreamRpc, decode_request, encode_reply, split_frame};
 use dfs_proto::session::{
     CloseSession, Events, Heartbeat, HeartbeatReply, OpenSession, SessionEvent, SessionReply,
@@ -290,7 +291,7 @@ impl FakeCell {
         for (fid, token) in request.yielded {
             self.take_back(fid, token)?;
         }
-        Ok(HeartbeatReply { lease_ms: 10_000, epoch: self.cell().epoch })
+        Ok(HeartbeatReply { lease_ms: 10_000, epoch: self.cell().epoch, promised: None })
     }
 
     fn close(&self, who: &Envelope) -> Result<(), FsError> {
@@ -318,7 +319,7 @@ impl FakeCell {
             let error = encode_reply(&Err::<SessionEvent, _>(FsError::SessionUnknown));
             return Ok(ReplyBody::Whole(error.expect("small")));
         };
-        let _ = sender.send(SessionEvent::Started { epoch });
+        let _ = sender.send(SessionEvent::Started { epoch, stream: StreamNumber(1) });
         for (_, fid, token) in own {
             let _ = sender.send(SessionEvent::LockRecall { fid, token });
         }

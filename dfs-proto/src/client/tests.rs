@@ -13,6 +13,7 @@ use super::{Call, CallError, Client, ReplyBody, Transport, TransportError, Trans
 use crate::admin::{CellMap, Map};
 use crate::clock::SystemClock;
 use crate::error::FsError;
+use crate::promise::StreamNumber;
 use crate::rpc::{Envelope, encode_reply};
 use crate::session::{Events, SessionEvent};
 use crate::version::Epoch;
@@ -53,7 +54,8 @@ async fn a_garbled_or_empty_reply_is_an_error_not_a_panic() {
 
 #[tokio::test]
 async fn stream_items_survive_any_cutting_and_an_error_ends_the_stream() {
-    let items = [SessionEvent::Started { epoch: Epoch(7) }, SessionEvent::Idle];
+    let items =
+        [SessionEvent::Started { epoch: Epoch(7), stream: StreamNumber(1) }, SessionEvent::Idle];
     let mut bytes = Vec::new();
     for item in &items {
         bytes.extend_from_slice(&encode_reply(&Ok(item.clone())).unwrap());

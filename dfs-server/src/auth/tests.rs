@@ -106,6 +106,7 @@ fn from(host: u8) -> Context {
         lowest_unanswered: 0,
         deadline: Duration::MAX,
         address: Some(IpAddr::from([10, 0, 0, host])),
+        news: crate::request::NewsCell::default(),
     }
 }
 

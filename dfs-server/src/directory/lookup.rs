@@ -10,7 +10,7 @@ use dfs_proto::dirent::{DirEntry, DirPage};
 use dfs_proto::id::{FileId, InodeNo, ROOT_INODE};
 use dfs_proto::limits::{DIR_PAGE_ENTRIES_MAX, WALK_NAMES_MAX};
 use dfs_proto::name::Name;
-use dfs_proto::version::DirVersion;
+use dfs_proto::version::{DirVersion, Sequence};
 
 use super::permission::{self, EXECUTE, READ};
 use super::rows::{self, DirentRow, InodeRow, dirent_key, dirents_prefix, inode_key};
@@ -69,6 +69,13 @@ pub fn walk(txn: &mut ReadTxn, request: &Walk, who: &Identity) -> Result<WalkRep
     Ok(WalkReply { attr, found, sequence })
 }
 
+/// The directories that a walk went through: where it looked for a name, and where it began.
+pub fn through(request: &Walk, reply: &WalkReply) -> Vec<FileId> {
+    let looked_in = request.names.len().max(1);
+    let all = std::iter::once(&reply.attr).chain(&reply.found).take(looked_in);
+    all.filter(|attr| attr.kind == FileKind::Directory).map(|attr| attr.fid).collect()
+}
+
 fn reply(txn: &ReadTxn, fid: FileId, row: &InodeRow) -> AttrReply {
     AttrReply { attr: row.attr(fid.volume, fid.inode), sequence: txn.sequence() }
 }
@@ -89,6 +96,7 @@ const PAGE_TRIES_MAX: u32 = 8;
 struct Before {
     entries: DirVersion,
     dir: DirVersion,
+    sequence: Sequence,
 }
 
 /// A page of a directory.
@@ -97,12 +105,13 @@ struct Before {
 /// change. A page whose entries are the same before and after is true of one moment. A directory
 /// that never rests gets a page all the same, after some tries: entries that were there all the
 /// time are in it exactly once, those that came or went may be missing, and its version is that of
-/// before. So whoever knows the changes since that version can bring it up to date.
+/// before. So whoever knows the changes since that version can bring it up to date: since the
+/// sequence that is returned beside it.
 pub async fn readdir(
     volume: &Volume,
     request: &ReadDir,
     who: &Identity,
-) -> Result<ReadDirReply, FsError> {
+) -> Result<(ReadDirReply, Sequence), FsError> {
     let limit = request.limit.clamp(1, DIR_PAGE_ENTRIES_MAX) as usize;
     let mut tries = 0;
     loop {
@@ -113,7 +122,8 @@ pub async fn readdir(
             .read(move |txn| {
                 let dir = rows::directory(txn, fid)?;
                 permission::check(&dir, &reader, READ)?;
-                Ok(Before { entries: dir.entries_version, dir: dir.dir_version })
+                let (entries, dir) = (dir.entries_version, dir.dir_version);
+                Ok(Before { entries, dir, sequence: txn.sequence() })
             })
             .await?;
         let mut entries = scan(volume, request, limit + 1).await?;
@@ -156,7 +166,7 @@ fn page(
     fid: FileId,
     before: Before,
     names: &Scanned,
-) -> Result<Option<ReadDirReply>, Abort> {
+) -> Result<Option<(ReadDirReply, Sequence)>, Abort> {
     let dir = rows::directory(txn, fid)?;
     let is_at_rest = dir.entries_version == before.entries;
     if !is_at_rest && !names.is_final {
@@ -176,9 +186,13 @@ fn page(
         let attr: Attr = row.attr(fid.volume, inode);
         listed.push(DirEntry { name: name.clone(), attr });
     }
-    let version = if is_at_rest { dir.dir_version } else { before.dir };
+    let sequence = txn.sequence();
+    let (version, as_of) = match is_at_rest {
+        true => (dir.dir_version, sequence),
+        false => (before.dir, before.sequence),
+    };
     let page = DirPage { entries: listed, version, is_last: names.is_last };
-    Ok(Some(ReadDirReply { page, sequence: txn.sequence() }))
+    Ok(Some((ReadDirReply { page, sequence }, as_of)))
 }
 
 /// Those of the entries that exist at the moment of `txn`, with what they name then.

@@ -30,7 +30,7 @@ use super::permission::{self, READ, WRITE};
 use super::rows::{self, InodeRow};
 use crate::ledger::{OpTag, Ran, run_once};
 use crate::meta::{Abort, Durability, ReadTxn, Txn};
-use crate::request::Context;
+use crate::request::{Context, Origin};
 
 /// Time that the lock service gets beyond the wait it is asked for. Units: milliseconds.
 const LOCK_CALL_GRACE_MS: u32 = 5_000;
@@ -236,7 +236,7 @@ impl Directory {
         let tag = self.op_tag(context, new.parent.volume)?;
         let store = &self.volume_of(new.parent)?.store;
         store
-            .write(Durability::Process, move |txn| {
+            .write_for(context.origin(), Durability::Process, move |txn| {
                 run_once(txn, &tag, |txn| match create::make(txn, &new) {
                     Ok(entry) => Ok(Ran::Changed(Created {
                         fid: entry.attr.fid,
@@ -317,6 +317,7 @@ impl Directory {
         let Commit { change, lowest_unanswered, stored, held_by } = request;
         let right = self.check_change(&change, &held_by)?;
         let durability = change.durability;
+        let origin = Origin { op: change.op, watermark: lowest_unanswered, news: context.news };
         let volume = self.volume_of(right.fid)?;
         let id = volume.id;
         let min_replicas = volume.store.read(move |txn| rows::volume(txn, id)).await?.min_replicas;
@@ -342,7 +343,7 @@ impl Directory {
         let work = move |txn: &mut Txn| {
             run_once(txn, &tag, |txn| commit::commit(txn, &new).map(Ran::Changed))
         };
-        let done = volume.store.write(durability, work).await?;
+        let done = volume.store.write_for(Some(origin), durability, work).await?;
         let right = WriteRight {
             fid,
             base: done.attr.data_version,

@@ -167,6 +167,24 @@ pub fn dirents_prefix(volume: VolumeId, parent: InodeNo) -> KeyBytes {
     key::prefix(Space::from(volume), DIRENT_TAG, &[&parent.0.to_be_bytes()])
 }
 
+/// What a key is of.
+pub enum RowName {
+    Inode(InodeNo),
+    /// The directory, and the name in it.
+    Entry(InodeNo, Name),
+    Other,
+}
+
+/// What the key of a changed row is of.
+pub fn row_name(bytes: &[u8]) -> RowName {
+    let Some((number, rest)) = key::take_u64(key::parts(bytes)) else { return RowName::Other };
+    match (key::tag_of(bytes), Name::parse(rest)) {
+        (Some(INODE_TAG), _) => RowName::Inode(InodeNo(number)),
+        (Some(DIRENT_TAG), Ok(name)) => RowName::Entry(InodeNo(number), name),
+        _ => RowName::Other,
+    }
+}
+
 /// The name in a directory entry's key.
 pub fn name_of_dirent(bytes: &[u8]) -> Option<Name> {
     let (_parent, name) = key::take_u64(key::parts(bytes))?;

@@ -12,7 +12,8 @@ use dfs_proto::limits::{SESSION_LEASE, WORD_BYTES_MAX};
 use dfs_proto::lock::{EndSession, Recall, Recalls};
 use dfs_proto::rpc::Envelope;
 use dfs_proto::session::{
-    Heartbeat, HeartbeatReply, OpenSession, OpenVolume, SessionEvent, SessionReply, VolumeReply,
+    Acknowledge, Heartbeat, HeartbeatReply, OpenSession, OpenVolume, SessionEvent, SessionReply,
+    VolumeReply,
 };
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -82,12 +83,17 @@ impl Directory {
         request: Heartbeat,
     ) -> Result<HeartbeatReply, FsError> {
         let id = context.session()?;
-        self.sessions.renew(id, context.user())?;
+        let promised = self.sessions.renew(id, context.user())?;
         for (fid, token) in request.yielded {
             self.unlock(id, fid, token).await;
         }
         let epoch = self.volumes.values().map(|volume| volume.store.epoch()).max();
-        Ok(HeartbeatReply { lease_ms: lease_ms(), epoch: epoch.unwrap_or_default() })
+        Ok(HeartbeatReply { lease_ms: lease_ms(), epoch: epoch.unwrap_or_default(), promised })
+    }
+
+    /// A session knows of its breaks. Waits for nothing: others wait for it.
+    pub async fn acknowledge(&self, context: Context, request: Acknowledge) -> Result<(), FsError> {
+        self.sessions.acknowledge(context.session()?, context.user(), &request)
     }
 
     /// A file node lives, and gets what it needs to check capabilities.

@@ -14,6 +14,7 @@ mod names;
 mod nodes;
 mod ops;
 mod permissions;
+mod promises;
 mod records;
 mod rename;
 mod walk;

@@ -59,7 +59,7 @@ impl FileNode {
         let sent = parcel.chunks.iter().map(|chunk| chunk.hash);
         let stored = sent.chain(put_before).collect();
         let lowest_unanswered = context.lowest_unanswered;
-        self.commit(context.deadline, &Commit { change, lowest_unanswered, stored, held_by }).await
+        self.commit(context, &Commit { change, lowest_unanswered, stored, held_by }).await
     }
 
     /// The right that a capability proves, if it is for this node.
@@ -73,14 +73,17 @@ impl FileNode {
         Ok(right)
     }
 
-    /// Asks the directory, again while it is away, until the request's time is over.
-    async fn commit(&self, deadline: Duration, commit: &Commit) -> Result<CommitReply, FsError> {
-        let left = deadline.saturating_sub(self.parts.clock.boottime());
+    /// Asks the directory, again while it is away, until the request's time is over. What it says
+    /// beside its answer is for the client.
+    async fn commit(&self, context: &Context, commit: &Commit) -> Result<CommitReply, FsError> {
+        let left = context.deadline.saturating_sub(self.parts.clock.boottime());
         let policy = RetryPolicy { give_up_after: Some(left), ..RetryPolicy::default() };
         let volume = commit.change.capability.right.fid.volume;
         let attempt = |wait: Duration| async move {
             let client = self.parts.peers.directory(volume)?;
-            Ok(client.call(&envelope(wait), commit, Vec::new()).await?.reply)
+            let (news, answer) = client.call_with_news(&envelope(wait), commit, Vec::new()).await?;
+            *context.news.write() = news;
+            Ok(answer?.reply)
         };
         let committed = retry(&*self.parts.clock, policy, attempt).await;
         committed.map_err(dfs_proto::client::CallError::into_fs)

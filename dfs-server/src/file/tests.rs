@@ -18,6 +18,7 @@ use dfs_proto::file::{ChunkRef, Fetch, Missing, PutChunks, Replicate, SyncChunks
 use dfs_proto::id::NodeId;
 use dfs_proto::limits::{CHUNK_BYTES_MAX, CHUNKS_PER_REQUEST_MAX, PAYLOAD_BYTES_MAX};
 use dfs_proto::manifest::Extent;
+use dfs_proto::promise::{DirChange, News};
 use dfs_proto::version::DataVersion;
 
 use crate::chunk_store::ChunkStore;
@@ -50,6 +51,24 @@ async fn a_small_file_is_stored_on_both_nodes_and_committed_by_one_request() {
         assert_eq!(&fetch(&cell, node, chunks).await.unwrap()[..], b"worldhello ");
     }
     assert_eq!(cell.calls(TWO), 1, "one request to the replica");
+}
+
+#[tokio::test]
+async fn what_the_directory_says_beside_its_answer_goes_to_the_client() {
+    let cell = Cell::new();
+    let (dir, sequence) = (fid(5), dfs_proto::version::Sequence::default());
+    let change = DirChange { dir, attr: None, names: Vec::new(), is_cut: true, sequence };
+    let news = News { promise: None, changes: vec![change] };
+    cell.tell(news.clone());
+    let (request, payload) = cell.request(&[b"x"], &[b"x"]);
+    for refusal in [None, Some(FsError::Fenced)] {
+        let context = cell.context();
+        let is_refused = refusal.is_some();
+        refusal.into_iter().for_each(|error| cell.refuse(error));
+        let stored = cell.nodes.store(&context, request.clone(), payload.clone()).await;
+        assert_eq!(stored.is_err(), is_refused);
+        assert_eq!(context.news.take(), news);
+    }
 }
 
 #[tokio::test]

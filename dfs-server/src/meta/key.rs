@@ -103,6 +103,11 @@ pub fn after(key: &[u8]) -> KeyBytes {
     next.into()
 }
 
+/// The tag of a key.
+pub fn tag_of(key: &[u8]) -> Option<u8> {
+    key.get(HEAD_BYTES - 1).copied()
+}
+
 /// The bytes of a key behind space and tag.
 pub fn parts(key: &[u8]) -> &[u8] {
     key.get(HEAD_BYTES..).unwrap_or_default()

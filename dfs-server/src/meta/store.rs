@@ -1,7 +1,7 @@
 //! The store: a space's rows in memory and the thread that writes it.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use dfs_proto::FsError;
@@ -12,11 +12,13 @@ use tokio::task::spawn_blocking;
 
 use super::rows::{self, Pins, Rows, Wanted};
 use super::txn::{Ended, ReadTxn, Txn};
-use super::writer::{self, Core, Job};
+use super::watch::Watch;
+use super::writer::{self, Answered, Core, Job};
 use super::{
     Abort, CacheBound, Durability, Engine, EngineError, KeyBytes, Record, Space, internal, key,
     record,
 };
+use crate::request::Origin;
 
 /// Most mutations that wait for one writer; more wait for room in the queue.
 const QUEUE_JOBS_MAX: usize = 1024;
@@ -40,6 +42,7 @@ struct Shared {
     space: Space,
     epoch: Epoch,
     writer: Mutex<Writer>,
+    watch: Arc<OnceLock<Arc<dyn Watch>>>,
 }
 
 /// Both are `None` once the store is closed.
@@ -66,7 +69,7 @@ impl Store {
         bound: CacheBound,
     ) -> Result<Store, EngineError> {
         let core = Core::open(engine.clone(), space, holder, bound)?;
-        let (rows, epoch) = (core.rows().clone(), core.epoch());
+        let (rows, epoch, watch) = (core.rows().clone(), core.epoch(), core.watch().clone());
         let (queue, jobs) = mpsc::channel(QUEUE_JOBS_MAX);
         let thread = thread::Builder::new()
             .name(format!("meta-{space}"))
@@ -76,7 +79,7 @@ impl Store {
                 cause: Box::new(error),
             })?;
         let writer = Mutex::new(Writer { queue: Some(queue), thread: Some(thread) });
-        Ok(Store { shared: Arc::new(Shared { engine, rows, space, epoch, writer }) })
+        Ok(Store { shared: Arc::new(Shared { engine, rows, space, epoch, writer, watch }) })
     }
 
     pub fn space(&self) -> Space {
@@ -132,11 +135,37 @@ impl Store {
         durability: Durability,
         work: impl FnMut(&mut Txn<'_>) -> Result<T, Abort> + Send + 'static,
     ) -> Result<T, FsError> {
-        let (job, answer) = writer::job(durability, work);
+        self.write_for(None, durability, work).await
+    }
+
+    /// As [`Store::write`], for somebody: returns when the watch's hold is over as well.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub async fn write_for<T: Send + 'static>(
+        &self,
+        origin: Option<Origin>,
+        durability: Durability,
+        work: impl FnMut(&mut Txn<'_>) -> Result<T, Abort> + Send + 'static,
+    ) -> Result<T, FsError> {
+        let (job, answer) = writer::job(durability, origin, work);
         let queue = self.shared.writer().queue.clone().ok_or_else(|| self.closed())?;
         queue.send(job).await.map_err(|_| self.closed())?;
         drop(queue);
-        answer.await.unwrap_or_else(|_| Err(self.closed()))
+        let Ok(Answered { result, hold }) = answer.await else { return Err(self.closed()) };
+        if let Some(hold) = hold {
+            hold.await;
+        }
+        result
+    }
+
+    /// Has `watch` told of every mutation from here on.
+    ///
+    /// # Panics
+    /// If there is one already: it would never be told.
+    pub fn set_watch(&self, watch: Arc<dyn Watch>) {
+        let set = self.shared.watch.set(watch);
+        assert!(set.is_ok(), "{} has one watch", self.shared.space);
     }
 
     /// Everything committed so far survives power loss when this returns.

@@ -11,6 +11,7 @@ mod core;
 mod model;
 mod store;
 mod support;
+mod watch;
 
 macro_rules! engines_conform {
     ($($claim:ident)*) => {

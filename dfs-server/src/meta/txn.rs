@@ -15,6 +15,7 @@ use dfs_proto::version::Sequence;
 
 use super::record::{AnyRow, decode_any, downcast};
 use super::rows::{Changes, Published, Row, Rows, Wanted};
+use super::watch::Change;
 use super::{Abort, Key, KeyBytes, Record, Space, internal, key};
 
 /// A consistent view of a space's rows.
@@ -38,6 +39,8 @@ pub struct Txn<'a> {
 #[derive(Default)]
 pub(crate) struct Made {
     pub changes: Changes,
+    /// The same rows with those before, for a watch.
+    pub told: Vec<Change>,
     /// Ranges that had no row before this.
     pub new_ranges: Vec<KeyBytes>,
 }
@@ -230,7 +233,11 @@ impl<'a> Txn<'a> {
     /// How the closure ended, and with what changes.
     pub(crate) fn end(mut self, result: Result<(), Abort>) -> (Ended<()>, Made) {
         let changes = std::mem::take(&mut self.view.own);
-        (self.view.end(result), Made { changes, new_ranges: self.new_ranges })
+        let tell = |(key, row): (&KeyBytes, &Row)| {
+            Change::new(key.clone(), self.view.find(key), row.clone())
+        };
+        let told = changes.iter().map(tell).collect();
+        (self.view.end(result), Made { changes, told, new_ranges: self.new_ranges })
     }
 }
 

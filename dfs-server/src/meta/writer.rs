@@ -7,8 +7,9 @@
 //!    a job that misses a row is put aside.
 //! 2. The merged changes are encoded once and handed to the engine, with the row that says which
 //!    sequence the space has reached.
-//! 3. Taken: they are published and the jobs answered. A job that failed, or changed nothing, is
-//!    answered only now too: it may have read what others of the batch wrote.
+//! 3. Taken: they are published, the watch (`meta::watch`) is told, and the jobs are answered. A job
+//!    that failed, or changed nothing, is answered only now too: it may have read what others of
+//!    the batch wrote.
 //! 4. The rows that were missed are loaded, and the jobs put aside make the next round.
 //!
 //! **When the engine fails**, the batch may have been applied nevertheless. Sequences must not be
@@ -16,10 +17,11 @@
 //! back, and the batch published or forgotten as it says. Until it can be read, the space is
 //! *unsettled*: nothing is written, and rows of that batch are not loaded. What was applied is
 //! answered as done, unless it was to survive power loss: that is what the engine did not promise.
+//! The watch is told of it whenever it comes out, and of no origin whose answer says that it failed.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dfs_proto::FsError;
 use dfs_proto::id::NodeId;
@@ -29,37 +31,51 @@ use tokio::sync::oneshot;
 use super::record::{self, AnyRow, RecordError, StoreState};
 use super::rows::{self, Changes, Incoming, Pending, Pins, Rows, Wanted};
 use super::txn::{Ended, Made, Txn};
+use super::watch::{Change, Hold, Mutation, Watch};
 use super::{
     Abort, Batch, CacheBound, Durability, Engine, EngineError, KeyBytes, Space, internal, key,
     moved,
 };
+use crate::request::Origin;
 
 /// A mutation that waits for the writer.
 pub trait Job: Send {
     fn durability(&self) -> Durability;
+    fn origin(&self) -> Option<&Origin>;
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<(), Abort>;
-    /// Called once, at the end: with `Ok` only if the last `run` was `Ok`.
-    fn answer(self: Box<Self>, outcome: Result<(), FsError>);
+    /// Called once, at the end: with `Ok` only if the last `run` was `Ok`. Whoever asked for the
+    /// job waits for `hold` before it uses the answer.
+    fn answer(self: Box<Self>, outcome: Result<(), FsError>, hold: Option<Hold>);
 }
 
 /// Where the result of a job arrives.
-pub type Answer<T> = oneshot::Receiver<Result<T, FsError>>;
+pub type Answer<T> = oneshot::Receiver<Answered<T>>;
+
+pub struct Answered<T> {
+    pub result: Result<T, FsError>,
+    pub hold: Option<Hold>,
+}
 
 /// A job out of a closure.
-pub fn job<T, F>(durability: Durability, work: F) -> (Box<dyn Job>, Answer<T>)
+pub fn job<T, F>(
+    durability: Durability,
+    origin: Option<Origin>,
+    work: F,
+) -> (Box<dyn Job>, Answer<T>)
 where
     T: Send + 'static,
     F: FnMut(&mut Txn<'_>) -> Result<T, Abort> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
-    (Box::new(Closure { work, durability, result: None, reply }), answer)
+    (Box::new(Closure { work, durability, origin, result: None, reply }), answer)
 }
 
 struct Closure<T, F> {
     work: F,
     durability: Durability,
+    origin: Option<Origin>,
     result: Option<T>,
-    reply: oneshot::Sender<Result<T, FsError>>,
+    reply: oneshot::Sender<Answered<T>>,
 }
 
 impl<T, F> Job for Closure<T, F>
@@ -71,16 +87,20 @@ where
         self.durability
     }
 
+    fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
     fn run(&mut self, txn: &mut Txn<'_>) -> Result<(), Abort> {
         self.result = Some((self.work)(txn)?);
         Ok(())
     }
 
-    fn answer(self: Box<Self>, outcome: Result<(), FsError>) {
+    fn answer(self: Box<Self>, outcome: Result<(), FsError>, hold: Option<Hold>) {
         let result = self.result;
-        let answer = outcome.map(|()| result.expect("a job that ended well has a result"));
+        let result = outcome.map(|()| result.expect("a job that ended well has a result"));
         // Nobody listens if the caller was cancelled; the mutation is made all the same.
-        let _ = self.reply.send(answer);
+        let _ = self.reply.send(Answered { result, hold });
     }
 }
 
@@ -104,8 +124,22 @@ struct Round {
     made: Made,
     sequence: Sequence,
     durability: Durability,
-    ended: Vec<(Waiting, Result<(), FsError>)>,
+    ended: Vec<Run>,
     missed: Vec<Missed>,
+}
+
+/// A job that has run, and what it changed if it ended well.
+struct Run {
+    waiting: Waiting,
+    result: Result<(), FsError>,
+    told: Told,
+}
+
+/// What the watch is told of one job.
+#[derive(Default)]
+struct Told {
+    changes: Vec<Change>,
+    sequence: Sequence,
 }
 
 /// What became of a batch. Not applied without an error does not occur.
@@ -129,8 +163,8 @@ impl Fate {
 
 enum Condition {
     Open,
-    /// The engine failed, and whether it took this batch is not known.
-    Unsettled(Pending),
+    /// The engine failed, and whether it took this batch, of these jobs, is not known.
+    Unsettled(Pending, Vec<Told>),
     /// Somebody else owns the space.
     Lost,
 }
@@ -144,6 +178,7 @@ pub struct Core {
     /// Everything up to here survives power loss.
     stable: Sequence,
     condition: Condition,
+    watch: Arc<OnceLock<Arc<dyn Watch>>>,
 }
 
 impl Core {
@@ -157,7 +192,13 @@ impl Core {
         let epoch = engine.claim(space, holder)?;
         let sequence = reached(&*engine, space)?;
         let rows = Arc::new(Rows::new(space, bound, sequence));
-        Ok(Core { engine, rows, space, epoch, stable: sequence, condition: Condition::Open })
+        let (stable, condition, watch) = (sequence, Condition::Open, Arc::default());
+        Ok(Core { engine, rows, space, epoch, stable, condition, watch })
+    }
+
+    /// Where to put the watch, once.
+    pub(crate) fn watch(&self) -> &Arc<OnceLock<Arc<dyn Watch>>> {
+        &self.watch
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -182,7 +223,7 @@ impl Core {
     fn run_round(&mut self, waiting: Vec<Waiting>) -> Vec<Missed> {
         if let Err(error) = self.settle() {
             for Waiting { job, .. } in waiting {
-                job.answer(Err(error.clone()));
+                job.answer(Err(error.clone()), None);
             }
             return Vec::new();
         }
@@ -213,15 +254,19 @@ impl Core {
                 round.made.changes.extend(made.changes);
                 round.made.new_ranges.extend(made.new_ranges);
                 round.durability = round.durability.max(waiting.job.durability());
-                round.ended.push((waiting, Ok(())));
+                let told = Told { changes: made.told, sequence };
+                round.ended.push(Run { waiting, result: Ok(()), told });
             }
-            (Ended::Failed(error), _) => round.ended.push((waiting, Err(error))),
+            (Ended::Failed(error), _) => {
+                let told = Told::default();
+                round.ended.push(Run { waiting, result: Err(error), told });
+            }
             (Ended::Missed(wanted), _) => round.missed.push(Missed { waiting, wanted }),
         }
     }
 
     fn commit_round(&mut self, round: Round) -> Vec<Missed> {
-        let Round { made, sequence, durability, ended, mut missed } = round;
+        let Round { made, sequence, durability, mut ended, mut missed } = round;
         let needs_sync = durability == Durability::Stable && self.stable != self.rows.sequence();
         let fate = if made.changes.is_empty() && !needs_sync {
             Fate::DONE
@@ -230,8 +275,8 @@ impl Core {
                 Ok(rows) => self.commit(made, rows, sequence, durability),
                 // One row is not fit to be stored: find out whose by running each job alone.
                 Err(_) if ended.len() > 1 => {
-                    for (waiting, _) in ended {
-                        missed.extend(self.run_round(vec![waiting]));
+                    for run in ended {
+                        missed.extend(self.run_round(vec![run.waiting]));
                     }
                     return missed;
                 }
@@ -240,11 +285,25 @@ impl Core {
                 }
             }
         };
-        for (Waiting { job, .. }, result) in ended {
+        if let Condition::Unsettled(_, told) = &mut self.condition {
+            told.extend(ended.iter_mut().map(|run| std::mem::take(&mut run.told)));
+        }
+        for Run { waiting: Waiting { job, .. }, result, told } in ended {
             let outcome = fate.of_job(&*job, result);
-            job.answer(outcome);
+            let origin = job.origin().filter(|_| outcome.is_ok());
+            let hold = if fate.is_applied { self.tell(&told, origin) } else { None };
+            job.answer(outcome, hold);
         }
         missed
+    }
+
+    /// Tells the watch of a job that is published.
+    fn tell(&self, told: &Told, origin: Option<&Origin>) -> Option<Hold> {
+        let Told { changes, sequence } = told;
+        if changes.is_empty() && origin.is_none() {
+            return None;
+        }
+        self.watch.get()?.committed(&Mutation { changes, sequence: *sequence, origin })
     }
 
     fn commit(
@@ -254,7 +313,7 @@ impl Core {
         sequence: Sequence,
         durability: Durability,
     ) -> Fate {
-        let Made { changes, new_ranges } = made;
+        let Made { changes, new_ranges, .. } = made;
         let changes = Arc::new(changes);
         let incoming = changes.iter().zip(&rows).map(|((key, row), bytes)| Incoming {
             key: key.clone(),
@@ -278,7 +337,7 @@ impl Core {
             }
             Err(error) => {
                 let error = Some(error.report("commit"));
-                self.condition = Condition::Unsettled(pending);
+                self.condition = Condition::Unsettled(pending, Vec::new());
                 // If this fails too, the next round tries again.
                 let _ = self.settle();
                 Fate { is_applied: self.rows.sequence() == sequence, error }
@@ -304,9 +363,9 @@ impl Core {
     /// # Errors
     /// If the space cannot be written at present, or any more.
     fn settle(&mut self) -> Result<(), FsError> {
-        let pending = match std::mem::replace(&mut self.condition, Condition::Open) {
+        let (pending, told) = match std::mem::replace(&mut self.condition, Condition::Open) {
             Condition::Open => return Ok(()),
-            Condition::Unsettled(pending) => pending,
+            Condition::Unsettled(pending, told) => (pending, told),
             Condition::Lost => {
                 self.condition = Condition::Lost;
                 return Err(moved(self.space));
@@ -315,6 +374,10 @@ impl Core {
         match reached(&*self.engine, self.space) {
             Ok(sequence) if sequence == pending.sequence => {
                 self.rows.publish(pending);
+                // Their jobs were answered with an error, or are told of by whoever calls this.
+                for told in &told {
+                    drop(self.tell(told, None));
+                }
                 Ok(())
             }
             Ok(sequence) if sequence == self.rows.sequence() => {
@@ -326,7 +389,7 @@ impl Core {
                 Err(moved(self.space))
             }
             Err(error) => {
-                self.condition = Condition::Unsettled(pending);
+                self.condition = Condition::Unsettled(pending, told);
                 self.rows.set_stuck();
                 error.report("read back the state after a failed commit");
                 Err(FsError::unavailable(format!("the metadata engine, for {}", self.space)))
@@ -356,7 +419,7 @@ impl Core {
                 Some(waiting)
             }
             Err(error) => {
-                waiting.job.answer(Err(error.report("load rows")));
+                waiting.job.answer(Err(error.report("load rows")), None);
                 None
             }
         }

@@ -11,7 +11,7 @@ use dfs_proto::rpc::{Access, Envelope};
 
 use super::{Channel, Gate};
 use crate::auth::ticket::TicketVerifier;
-use crate::request::{Context, Peer};
+use crate::request::{Context, NewsCell, Peer};
 
 /// Checks tickets; the auth module's verifier.
 pub trait CheckTicket: Send + Sync + 'static {
@@ -50,6 +50,7 @@ impl Gate {
             lowest_unanswered: envelope.lowest_unanswered,
             deadline: self.clock.boottime() + wait,
             address,
+            news: NewsCell::default(),
         })
     }
 

@@ -9,10 +9,9 @@ use dfs_proto::attr::Timestamp;
 use dfs_proto::auth::{Keys, KeysReply, WhoAmI};
 use dfs_proto::client::{CallError, Client, InProcess};
 use dfs_proto::clock::SystemClock;
-use dfs_proto::codec;
 use dfs_proto::credential::{ActAs, Identity, Ticket, TicketHolder};
 use dfs_proto::directory::MakeDir;
-use dfs_proto::rpc::{Envelope, Rpc, encode_request, split_frame};
+use dfs_proto::rpc::{Envelope, Rpc, decode_reply, encode_request, split_frame};
 use dfs_proto::session::{Events, SessionEvent};
 use futures_util::StreamExt;
 
@@ -46,7 +45,7 @@ async fn ask<R: Rpc>(router: &Router, envelope: &Envelope, request: &R) -> Resul
         panic!("a stream");
     };
     let (head, _) = split_frame(parts[0].clone()).unwrap();
-    codec::decode::<Result<R::Reply, FsError>>(&head, 1 << 20).unwrap().map(|_| ())
+    decode_reply::<R::Reply>(&head).unwrap().1.map(|_| ())
 }
 
 #[tokio::test]

@@ -123,6 +123,7 @@ pub fn directory(router: &mut Router, directory: &Directory) {
         router,
         directory,
         lookup,
+        getattr,
         walk,
         readdir,
         setattr,
@@ -146,9 +147,10 @@ pub fn directory(router: &mut Router, directory: &Directory) {
         remove_xattr,
         open_session,
         heartbeat,
+        acknowledge,
         node_heartbeat,
     );
-    plain!(router, directory, lookup_parent, getattr, readlink, statfs, fsync, open_volume);
+    plain!(router, directory, lookup_parent, readlink, statfs, fsync, open_volume);
     let service = directory.clone();
     router.unary(move |context, _request: CloseSession| {
         let service = service.clone();

@@ -84,6 +84,7 @@ fn context(peer: Peer, address: Option<[u8; 4]>) -> Context {
         lowest_unanswered: 0,
         deadline: Duration::MAX,
         address: address.map(IpAddr::from),
+        news: crate::request::NewsCell::default(),
     }
 }
 

@@ -32,7 +32,7 @@ use crate::directory::{Directory, Peers, Volume};
 use crate::lock::LockService;
 use crate::meta::memory::MemoryEngine;
 use crate::meta::{Engine, Space, Store};
-use crate::request::{Context, Peer};
+use crate::request::{Context, NewsCell, Peer};
 use crate::rpc::{CheckTicket, Router, stream_of};
 
 pub const VOLUME: VolumeId = VolumeId(1);
@@ -160,6 +160,7 @@ impl Cell {
             identity,
             key: MacKey([0; 32]),
             next_op: Arc::new(AtomicU64::new(1)),
+            news: NewsCell::default(),
         };
         User { key: user.open_session().await.unwrap(), ..user }
     }
@@ -173,6 +174,8 @@ pub struct User {
     pub identity: Identity,
     pub key: MacKey,
     pub next_op: Arc<AtomicU64>,
+    /// What went beside the last replies.
+    pub news: NewsCell,
 }
 
 pub fn name(text: &str) -> Name {
@@ -213,6 +216,7 @@ impl User {
             lowest_unanswered,
             deadline: self.cell.clock.boottime() + Duration::from_secs(30),
             address: None,
+            news: self.news.clone(),
         }
     }
 
@@ -348,7 +352,7 @@ impl User {
     }
 
     pub async fn getattr(&self, fid: FileId) -> Result<Attr, FsError> {
-        Ok(self.directory().getattr(GetAttr { fid }).await?.attr)
+        Ok(self.directory().getattr(self.context(), GetAttr { fid }).await?.attr)
     }
 
     pub async fn open(&self, fid: FileId, access: OpenAccess) -> Result<OpenReply, FsError> {
@@ -410,7 +414,8 @@ impl User {
         let manifest = manifest(chunks);
         let stored = manifest.hashes().into_iter().collect();
         let change = self.change(capability, manifest);
-        self.cell.commit(change, stored, &[ONE, TWO]).await
+        let context = Context { news: self.news.clone(), ..self.cell.node_context() };
+        self.cell.commit_in(context, change, stored, &[ONE, TWO]).await
     }
 }
 
@@ -448,10 +453,20 @@ impl Cell {
         stored: Vec<ChunkHash>,
         held_by: &[NodeId],
     ) -> Result<CommitReply, FsError> {
+        self.commit_in(self.node_context(), change, stored, held_by).await
+    }
+
+    async fn commit_in(
+        &self,
+        context: Context,
+        change: Change,
+        stored: Vec<ChunkHash>,
+        held_by: &[NodeId],
+    ) -> Result<CommitReply, FsError> {
         let held_by = held_by.to_vec();
         let lowest_unanswered = change.op.number;
         let request = Commit { change, lowest_unanswered, stored, held_by };
-        self.directory.commit(self.node_context(), request).await
+        self.directory.commit(context, request).await
     }
 
     pub fn node_context(&self) -> Context {
@@ -463,6 +478,7 @@ impl Cell {
             lowest_unanswered: 0,
             deadline: self.clock.boottime() + Duration::from_secs(30),
             address: None,
+            news: NewsCell::default(),
         }
     }
 }

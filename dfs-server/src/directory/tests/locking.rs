@@ -61,7 +61,7 @@ async fn next_recall(events: &mut mpsc::Receiver<SessionEvent>) -> SessionEvent 
             SessionEvent::LockRecall { fid, token } => {
                 return SessionEvent::LockRecall { fid, token };
             }
-            SessionEvent::Started { .. } | SessionEvent::Idle => {}
+            SessionEvent::Started { .. } | SessionEvent::Idle | SessionEvent::Break(_) => {}
         }
     }
 }

@@ -19,10 +19,10 @@ const NAMES: [&str; 3] = ["a", "b", "c"];
 const XATTRS: [&str; 3] = ["user.a", "user.b", "trusted.a"];
 const ROOT: usize = 0;
 /// Root, two users of group 100, of whom the second is also in group 50.
-const USERS: usize = 3;
+pub const USERS: usize = 3;
 
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Make { kind: FileKind, dir: usize, name: usize, mode: u32 },
     Link { node: usize, dir: usize, name: usize },
     Unlink { dir: usize, name: usize },
@@ -59,7 +59,7 @@ struct Model {
     nodes: Vec<Node>,
 }
 
-type Done = Result<(), FsError>;
+pub type Done = Result<(), FsError>;
 
 fn unless(condition: bool, error: FsError) -> Done {
     if condition { Ok(()) } else { Err(error) }
@@ -330,14 +330,14 @@ impl Model {
 }
 
 /// The real one: file ids in the order in which the model numbers its nodes.
-struct Real {
-    cell: Cell,
-    users: Vec<User>,
-    fids: Vec<FileId>,
+pub struct Real {
+    pub cell: Cell,
+    pub users: Vec<User>,
+    pub fids: Vec<FileId>,
 }
 
 impl Real {
-    async fn new() -> Real {
+    pub async fn new() -> Real {
         let cell = Cell::new().await;
         let ann = Identity { uid: 1000, gid: 100, groups: Vec::new() };
         let bob = Identity { uid: 2000, gid: 100, groups: vec![50] };
@@ -349,7 +349,7 @@ impl Real {
         Real { cell, users, fids }
     }
 
-    async fn run(&mut self, user: usize, op: &Op) -> Done {
+    pub async fn run(&mut self, user: usize, op: &Op) -> Done {
         let (user, fids) = (&self.users[user], &self.fids);
         match *op {
             Op::Make { kind, dir, name, mode } => {
@@ -444,7 +444,7 @@ fn kinds() -> impl Strategy<Value = FileKind> {
 }
 
 /// Nodes are numbers of any size here; `settled` takes them modulo those that exist.
-fn ops() -> impl Strategy<Value = Op> {
+pub fn ops() -> impl Strategy<Value = Op> {
     let node = || 0..12usize;
     let name = || 0..NAMES.len();
     let place = || (0..6usize, 0..NAMES.len());
@@ -477,7 +477,7 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn settled(op: Op, count: usize) -> Op {
+pub fn settled(op: Op, count: usize) -> Op {
     let place = |(dir, name): (usize, usize)| (dir % count, name);
     match op {
         Op::Make { kind, dir, name, mode } => Op::Make { kind, dir: dir % count, name, mode },

@@ -21,14 +21,15 @@ use dfs_proto::directory::{
 use dfs_proto::file::{ChunkRef, Missing, PutChunks, Replicate, Store, SyncChunks};
 use dfs_proto::id::{FileId, InodeNo, NodeId, OpId, SessionId, VolumeId};
 use dfs_proto::manifest::{Extent, Manifest};
-use dfs_proto::rpc::{Rpc, decode_request, encode_reply, split_frame};
+use dfs_proto::promise::News;
+use dfs_proto::rpc::{Rpc, decode_request, encode_reply, encode_reply_with, split_frame};
 use dfs_proto::version::{DataVersion, DirVersion, Epoch, FencingToken, Sequence};
 
 use super::super::{CapabilityKey, FileNode, FileNodes, Parts, Peers};
 use crate::chunk_store::ChunkStore;
 use crate::chunk_store::faulty::{FaultyChunkStore, Operation};
 use crate::chunk_store::memory::MemoryChunkStore;
-use crate::request::{Context, Peer};
+use crate::request::{Context, NewsCell, Peer};
 
 pub const ONE: NodeId = NodeId(1);
 pub const TWO: NodeId = NodeId(2);
@@ -63,6 +64,8 @@ impl Disk {
 /// What the directory was asked, and what it is to answer.
 #[derive(Debug, Default)]
 pub struct Record {
+    /// What the directory says beside its answers.
+    news: News,
     pub commits: Vec<Commit>,
     /// How many syncs each disk had seen when the commit came.
     pub syncs: Vec<[u64; 2]>,
@@ -139,7 +142,12 @@ impl Link {
             }
             Missing::PATH => serve(call, |request, _| nodes.missing(context, request)).await,
             SyncChunks::PATH => serve(call, |request, _| nodes.sync(context, request)).await,
-            Commit::PATH => serve(call, |request, _| async { self.wire.commit(request) }).await,
+            Commit::PATH => {
+                let (head, _) = split_frame(call.frame).unwrap();
+                let reply = self.wire.commit(decode_request(&head).unwrap().1);
+                let news = self.wire.record.lock().unwrap().news.clone();
+                encode_reply_with(&news, &reply).unwrap()
+            }
             NodeHeartbeat::PATH => {
                 serve(call, |request, _| async { self.wire.heartbeat(request) }).await
             }
@@ -211,6 +219,7 @@ fn context(clock: &ManualClock) -> Context {
         lowest_unanswered: 7,
         deadline: clock.boottime() + DEADLINE,
         address: None,
+        news: NewsCell::default(),
     }
 }
 
@@ -270,6 +279,10 @@ impl Cell {
 
     pub fn refuse(&self, error: FsError) {
         self.wire.record.lock().unwrap().refusals.push_back(error);
+    }
+
+    pub fn tell(&self, news: News) {
+        self.wire.record.lock().unwrap().news = news;
     }
 
     pub fn commits(&self) -> Vec<Commit> {

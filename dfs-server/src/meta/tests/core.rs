@@ -33,7 +33,7 @@ impl Jobs {
         durability: Durability,
         work: impl FnMut(&mut Txn<'_>) -> Work<T> + Send + 'static,
     ) -> Answer<T> {
-        let (job, answer) = job(durability, work);
+        let (job, answer) = job(durability, None, work);
         self.0.push(job);
         answer
     }
@@ -51,7 +51,7 @@ impl Jobs {
 }
 
 fn settled<T>(mut answer: Answer<T>) -> Settled<T> {
-    answer.try_recv().expect("a batch that has run is answered")
+    answer.try_recv().expect("a batch that has run is answered").result
 }
 
 fn run_one<T: Send + 'static>(

@@ -139,13 +139,13 @@ impl World {
 
     /// Has memory know that the range was empty so far.
     fn begin_range(&mut self) {
-        let (job, mut answer) = job(PROCESS, |txn| {
+        let (job, mut answer) = job(PROCESS, None, |txn| {
             txn.begin_range(prefix(SPACE, 1, &[&RANGE.to_be_bytes()]));
             txn.put(&key(TICK), Count(0));
             Ok(txn.sequence())
         });
         self.core.run_batch(vec![job]);
-        self.last = answer.try_recv().unwrap().unwrap();
+        self.last = answer.try_recv().unwrap().result.unwrap();
         self.history.push(State::from([(TICK, 0)]));
     }
 
@@ -183,7 +183,7 @@ impl World {
             let trace = Arc::new(Mutex::new(Trace::default()));
             let durability = if program.is_stable { Durability::Stable } else { PROCESS };
             let written = trace.clone();
-            let (job, answer) = job(durability, move |txn| {
+            let (job, answer) = job(durability, None, move |txn| {
                 *written.lock().unwrap() = run(&steps, tick, txn)?;
                 Ok(())
             });
@@ -228,7 +228,7 @@ impl World {
     }
 
     fn state(&mut self) -> State {
-        let (job, mut answer) = job(PROCESS, |txn| {
+        let (job, mut answer) = job(PROCESS, None, |txn| {
             let mut state = State::new();
             for row in 0..=TICK {
                 if let Some(found) = txn.get(&key(row))? {
@@ -238,7 +238,7 @@ impl World {
             Ok(state)
         });
         self.core.run_batch(vec![job]);
-        answer.try_recv().unwrap().unwrap()
+        answer.try_recv().unwrap().result.unwrap()
     }
 
     fn check(&mut self) {
@@ -250,7 +250,7 @@ impl World {
 /// Whether the program's changes were made, and if so, whether they are stable.
 fn outcome(answer: &mut Answer<()>, program: &Program, fault: Option<Moment>) -> Option<bool> {
     let fails = program.steps.iter().any(|step| matches!(step, Step::Fail));
-    match answer.try_recv().unwrap() {
+    match answer.try_recv().unwrap().result {
         Ok(()) => {
             assert!(!fails);
             Some(program.is_stable)
