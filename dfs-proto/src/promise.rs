@@ -51,8 +51,8 @@ pub struct DirChange {
     /// The names whose inode, or that inode's attributes, changed: what they name now, `None` for
     /// those that are gone. Shape: none twice, at most `CHANGED_NAMES_MAX`.
     pub names: Vec<(Name, Option<Attr>)>,
-    /// There is more to it than is said here: whoever holds entries of the directory drops them, and
-    /// its attributes too if there are none here.
+    /// There is more to it than is said here: whoever holds entries of the directory drops them,
+    /// and its attributes too if there are none here.
     pub is_cut: bool,
     pub sequence: Sequence,
 }

@@ -42,11 +42,13 @@ use dfs_proto::name::Name;
 use dfs_proto::version::Sequence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::RwLock;
 
 use crate::ledger::{self, OpTag, Ran, run_once};
 use crate::meta::{Abort, ReadTxn, Txn};
 use crate::placement::FileNodes;
 use crate::request::{Context, Origin};
+use crate::session::grace::Grace;
 use crate::session::{Registered, Sessions};
 use changes::Watcher;
 use create::{Details, NewEntry, NewLink};
@@ -81,6 +83,10 @@ pub struct Directory {
     /// Shared with file nodes: seals read and write capabilities.
     capability_key: MacKey,
     clock: Arc<dyn Clock>,
+    /// Changes wait for its end.
+    grace: Grace,
+    /// Written to while the row of a session goes, read while one is made.
+    records: Arc<RwLock<()>>,
 }
 
 impl fmt::Debug for Directory {
@@ -101,7 +107,11 @@ impl Directory {
             let watcher = Watcher { volume: *id, sessions: sessions.clone() };
             store.set_watch(Arc::new(watcher));
         }
+        let listeners = volumes.iter().flat_map(|volume| volume.listeners.iter().copied());
+        let grace = Grace::new(listeners.collect(), Arc::clone(&clock));
         Directory {
+            grace,
+            records: Arc::default(),
             volumes: Arc::new(volumes.into_iter().map(|volume| (volume.id, volume)).collect()),
             sessions,
             file_nodes: FileNodes::new(Arc::clone(&clock)),
@@ -149,6 +159,7 @@ impl Directory {
     {
         let tag = self.op_tag(context, volume)?;
         let store = &self.volume(volume)?.store;
+        self.grace.wait().await;
         let work = move |txn: &mut Txn| run_once(txn, &tag, |txn| work(txn).map(Ran::Changed));
         store.write_for(context.origin(), Durability::Process, work).await
     }

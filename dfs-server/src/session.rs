@@ -3,12 +3,14 @@
 //! A session lives as long as its lease, counted here from the sending of the reply that renewed
 //! it; the client counts from the sending of its request, so it stops first. The table is memory
 //! only: after a restart clients open their sessions again under the same id, and whatever a lost
-//! session was granted is caught by the fence.
+//! session was granted is caught by the fence, what it was promised by `grace`.
 //!
 //! A session that listens can be promised to be told of changes (`promise`, `breaker`); these
-//! promises have a lease of their own, renewed with the session's while all breaks are acknowledged.
+//! promises have a lease of their own, renewed with the session's while all breaks are
+//! acknowledged.
 
 mod breaker;
+pub mod grace;
 mod promise;
 
 use std::collections::{BTreeSet, HashMap};
@@ -60,6 +62,8 @@ struct Session {
     host: String,
     key: MacKey,
     ends_at: Duration,
+    /// Whether its row is written: the next owner waits for it.
+    is_recorded: bool,
     listener: Option<Listener>,
     held: Held,
     last_break: BreakNumber,
@@ -124,6 +128,7 @@ impl Sessions {
             host,
             key: fresh_key,
             ends_at,
+            is_recorded: false,
             listener: None,
             held: Held::default(),
             last_break: BreakNumber::default(),
@@ -154,8 +159,8 @@ impl Sessions {
     /// Notes that a session knows of all breaks up to a number. Never waits for anything.
     ///
     /// # Errors
-    /// `SessionUnknown`, also for somebody else's session; `InvalidArgument` for a break that was not
-    /// sent; `TooLarge`.
+    /// `SessionUnknown`, also for somebody else's session; `InvalidArgument` for a break that was
+    /// not sent; `TooLarge`.
     pub fn acknowledge(
         &self,
         id: SessionId,
@@ -195,6 +200,22 @@ impl Sessions {
     /// `SessionUnknown`.
     pub fn describe(&self, id: SessionId, user: &str) -> Result<String, FsError> {
         self.with(id, user, |session| format!("{} ({})", session.host, session.user))
+    }
+
+    /// The host of a session that is to be recorded; `None` if it is.
+    ///
+    /// # Errors
+    /// `SessionUnknown`.
+    pub fn unrecorded(&self, id: SessionId, user: &str) -> Result<Option<String>, FsError> {
+        self.with(id, user, |session| (!session.is_recorded).then(|| session.host.clone()))
+    }
+
+    /// The row of a session is written.
+    ///
+    /// # Errors
+    /// `SessionUnknown`.
+    pub fn set_recorded(&self, id: SessionId, user: &str) -> Result<(), FsError> {
+        self.with(id, user, |session| session.is_recorded = true)
     }
 
     /// As whom a caller of a session's client acts.

@@ -18,7 +18,8 @@ async fn stat_of_a_file_being_written_shows_what_was_written() {
     assert_eq!(a.vfs.getattr(&root(), nodeid, None).await.unwrap().attr.size, 11);
     let found = a.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
     assert_eq!((found.nodeid, found.attr.size), (nodeid, 11));
-    let elsewhere = cell.client(true).await.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
+    let b = cell.client(true).await;
+    let elsewhere = b.vfs.lookup(&root(), at(ROOT, "file")).await.unwrap();
     assert_eq!(elsewhere.attr.size, 0, "not before close");
     close(&a.vfs, handle).await;
 }

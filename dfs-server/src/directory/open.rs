@@ -235,6 +235,7 @@ impl Directory {
     ) -> Result<Created, FsError> {
         let tag = self.op_tag(context, new.parent.volume)?;
         let store = &self.volume_of(new.parent)?.store;
+        self.grace.wait().await;
         store
             .write_for(context.origin(), Durability::Process, move |txn| {
                 run_once(txn, &tag, |txn| match create::make(txn, &new) {
@@ -343,6 +344,7 @@ impl Directory {
         let work = move |txn: &mut Txn| {
             run_once(txn, &tag, |txn| commit::commit(txn, &new).map(Ran::Changed))
         };
+        self.grace.wait().await;
         let done = volume.store.write_for(Some(origin), durability, work).await?;
         let right = WriteRight {
             fid,

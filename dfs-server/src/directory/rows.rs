@@ -24,6 +24,7 @@ const DIRENT_TAG: u8 = 3;
 const MANIFEST_TAG: u8 = 4;
 const LEDGER_TAG: u8 = 5;
 const XATTR_TAG: u8 = 6;
+const SESSION_TAG: u8 = 7;
 
 /// A volume's policy and counters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +150,16 @@ impl Record for XattrRow {
     const VERSION: u8 = 1;
 }
 
+/// A session that has listened: the next owner waits for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    pub host: String,
+}
+
+impl Record for SessionRow {
+    const VERSION: u8 = 1;
+}
+
 pub fn volume_key(volume: VolumeId) -> Key<VolumeRow> {
     Key::new(Space::from(volume), VOLUME_TAG, &[])
 }
@@ -197,6 +208,22 @@ pub fn manifest_key(volume: VolumeId, inode: InodeNo) -> Key<ManifestRow> {
 
 pub fn xattr_key(volume: VolumeId, inode: InodeNo) -> Key<XattrRow> {
     Key::new(Space::from(volume), XATTR_TAG, &[&inode.0.to_be_bytes()])
+}
+
+/// Where the rows of sessions begin and end.
+pub fn sessions(volume: VolumeId) -> (KeyBytes, KeyBytes) {
+    let start = key::prefix(Space::from(volume), SESSION_TAG, &[]);
+    let end = key::prefix_end(&start);
+    (start, end)
+}
+
+pub fn session_key(volume: VolumeId, session: SessionId) -> Key<SessionRow> {
+    Key::new(Space::from(volume), SESSION_TAG, &[&session.0])
+}
+
+/// The session in the key of its row.
+pub fn session_of(bytes: &[u8]) -> Option<SessionId> {
+    key::parts(bytes).try_into().ok().map(SessionId)
 }
 
 /// Where the ledgers of a volume's sessions begin and end.

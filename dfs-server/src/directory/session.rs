@@ -19,7 +19,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::rows::{ledger_key, ledgers};
+use super::rows::{SessionRow, ledger_key, ledgers, session_key};
 use super::volume::Volume;
 use super::{Directory, lookup};
 use crate::ledger;
@@ -121,6 +121,8 @@ impl Directory {
         if self.sessions.close(id, context.user()) {
             self.end_locks(id).await;
         }
+        self.grace.settle(id);
+        self.erase(id).await?;
         let (watermark, now) = (context.lowest_unanswered, self.clock.wall());
         for volume in self.volumes.values() {
             let row = ledger_key(volume.id, id);
@@ -130,9 +132,59 @@ impl Directory {
         Ok(())
     }
 
-    pub fn events(&self, context: &Context) -> Result<mpsc::Receiver<SessionEvent>, FsError> {
+    /// Gives a session its event stream. Before the first, its row is synced: should this owner
+    /// die, the next one waits for it.
+    pub async fn events(&self, context: &Context) -> Result<mpsc::Receiver<SessionEvent>, FsError> {
+        let (id, user) = (context.session()?, context.user());
+        self.record(id, user).await?;
         let epoch = self.volumes.values().map(|volume| volume.store.epoch()).max();
-        self.sessions.listen(context.session()?, context.user(), epoch.unwrap_or_default())
+        let stream = self.sessions.listen(id, user, epoch.unwrap_or_default())?;
+        self.grace.settle(id);
+        Ok(stream)
+    }
+
+    async fn record(&self, id: SessionId, user: &str) -> Result<(), FsError> {
+        let _making = self.records.read().await;
+        let Some(host) = self.sessions.unrecorded(id, user)? else { return Ok(()) };
+        for volume in self.volumes.values() {
+            // What is there already was synced by whoever wrote it.
+            if volume.listeners.contains(&id) {
+                continue;
+            }
+            let (row, host) = (session_key(volume.id, id), host.clone());
+            let record = move |txn: &mut Txn| {
+                txn.put(&row, SessionRow { host: host.clone() });
+                Ok(())
+            };
+            volume.store.write(Durability::Stable, record).await?;
+        }
+        self.sessions.set_recorded(id, user)
+    }
+
+    /// Removes the row of a session, unless it lives (again).
+    async fn erase(&self, id: SessionId) -> Result<(), FsError> {
+        let _going = self.records.write().await;
+        if self.sessions.is_live(id) {
+            return Ok(());
+        }
+        for volume in self.volumes.values() {
+            let row = session_key(volume.id, id);
+            let erase = move |txn: &mut Txn| {
+                if txn.get(&row)?.is_some() {
+                    txn.delete(&row);
+                }
+                Ok(())
+            };
+            volume.store.write(Durability::Process, erase).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the row of a session that is over. If that fails, the next owner waits for it once.
+    async fn forget(&self, session: SessionId) {
+        if let Err(error) = self.erase(session).await {
+            tracing::warn!(%session, %error, "the row of an ended session was not removed");
+        }
     }
 
     async fn end_locks(&self, session: SessionId) {
@@ -159,6 +211,11 @@ impl Directory {
             for session in self.sessions.expire() {
                 tracing::info!(%session, "session ended: no heartbeat within its lease");
                 self.end_locks(session).await;
+                self.forget(session).await;
+            }
+            for session in self.grace.take_missing() {
+                tracing::info!(%session, "session did not come back after the start");
+                self.forget(session).await;
             }
             self.sessions.tell_idle();
         }

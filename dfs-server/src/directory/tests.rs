@@ -6,6 +6,7 @@ mod cell;
 mod check;
 mod content;
 mod faults;
+mod grace;
 mod ledgers;
 mod listing;
 mod locking;

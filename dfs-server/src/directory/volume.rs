@@ -1,5 +1,6 @@
 //! A volume this node owns: its rows, and the inode numbers it hands out.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,10 +8,11 @@ use dfs_proto::FsError;
 use dfs_proto::attr::{FileKind, Timestamp};
 use dfs_proto::credential::Identity;
 use dfs_proto::directory::Durability;
-use dfs_proto::id::{FileId, InodeNo, ROOT_INODE, VolumeId};
+use dfs_proto::id::{FileId, InodeNo, ROOT_INODE, SessionId, VolumeId};
+use dfs_proto::limits::SESSION_COUNT_MAX;
 use dfs_proto::version::{Epoch, FencingToken};
 
-use super::rows::{self, InodeRow, VolumeRow, volume_key};
+use super::rows::{self, InodeRow, SessionRow, VolumeRow, volume_key};
 use crate::meta::{Abort, Store, Txn};
 
 /// Copies of every file, and the fewest a commit must reach, in a new volume.
@@ -24,6 +26,8 @@ pub struct Volume {
     pub name: Arc<str>,
     pub root: FileId,
     pub store: Store,
+    /// The sessions that listened to the owner before.
+    pub listeners: Arc<HashSet<SessionId>>,
     next_inode: Arc<AtomicU64>,
 }
 
@@ -46,7 +50,11 @@ impl Volume {
                 None => Ok(make(txn, id, &new_name, epoch, now)),
             })
             .await?;
+        let (from, to) = rows::sessions(id);
+        let listeners = store.scan::<SessionRow>(from, to, SESSION_COUNT_MAX).await?;
+        let listeners = listeners.iter().filter_map(|(key, _)| rows::session_of(key));
         Ok(Volume {
+            listeners: Arc::new(listeners.collect()),
             id,
             name: row.name.into(),
             root: FileId::new(id, ROOT_INODE, row.root_generation),

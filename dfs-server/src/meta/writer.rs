@@ -7,9 +7,9 @@
 //!    a job that misses a row is put aside.
 //! 2. The merged changes are encoded once and handed to the engine, with the row that says which
 //!    sequence the space has reached.
-//! 3. Taken: they are published, the watch (`meta::watch`) is told, and the jobs are answered. A job
-//!    that failed, or changed nothing, is answered only now too: it may have read what others of
-//!    the batch wrote.
+//! 3. Taken: they are published, the watch (`meta::watch`) is told, and the jobs are answered. A
+//!    job that failed, or changed nothing, is answered only now too: it may have read what others
+//!    of the batch wrote.
 //! 4. The rows that were missed are loaded, and the jobs put aside make the next round.
 //!
 //! **When the engine fails**, the batch may have been applied nevertheless. Sequences must not be
@@ -17,7 +17,8 @@
 //! back, and the batch published or forgotten as it says. Until it can be read, the space is
 //! *unsettled*: nothing is written, and rows of that batch are not loaded. What was applied is
 //! answered as done, unless it was to survive power loss: that is what the engine did not promise.
-//! The watch is told of it whenever it comes out, and of no origin whose answer says that it failed.
+//! The watch is told of it whenever it comes out, and of no origin whose answer says that it
+//! failed.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -158,8 +158,8 @@ pub fn directory(router: &mut Router, directory: &Directory) {
     });
     let service = directory.clone();
     router.stream(move |context, _request: Events| {
-        let events = service.events(&context).map(stream_of);
-        async move { events }
+        let service = service.clone();
+        async move { service.events(&context).await.map(stream_of) }
     });
 }
 

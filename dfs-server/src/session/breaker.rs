@@ -5,8 +5,8 @@
 //! 1. One lock is around the table, the numbers and the queues. So the breaks of a stream are in
 //!    the order of commits, and a promise that a break ends is gone before the next one is made.
 //! 2. Whoever was sent a break delays the answer until it has acknowledged it, until its promises
-//!    end by their lease, or until it has none any more: it asked for another stream, or its session
-//!    was closed. While a break is open the lease is not renewed, so that it does end.
+//!    end by their lease, or until it has none any more: it asked for another stream, or its
+//!    session was closed. While a break is open the lease is not renewed, so that it does end.
 //! 3. A stream that cannot take a break is ended, but its promises stay: the client does not know,
 //!    and each change of what it holds waits for the same end of the lease. It gets no new ones.
 //! 4. The one who makes the change learns of it by the reply. A repeated request is answered with

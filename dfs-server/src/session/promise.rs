@@ -2,9 +2,9 @@
 //!
 //! Pure data. A promise costs a place in two maps, some hundred bytes; all are bounded, and what is
 //! over a bound is not promised. That a promise is not used is known by its breaks: one that tells
-//! of the directory is noted here, and forgotten when the session says that it has used it. A promise
-//! that a break ends stays until that break is acknowledged: so long its holder goes by it, and
-//! whoever changes the directory again waits for the same break.
+//! of the directory is noted here, and forgotten when the session says that it has used it. A
+//! promise that a break ends stays until that break is acknowledged: so long its holder goes by
+//! it, and whoever changes the directory again waits for the same break.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};

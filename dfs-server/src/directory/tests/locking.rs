@@ -93,7 +93,7 @@ async fn the_holder_is_recalled_and_the_next_gets_a_newer_token_on_its_version()
     let Rivals { cell, ann, bob, fid } = Rivals::new().await;
     let stop = CancellationToken::new();
     let recalls = tokio::spawn(cell.directory.clone().run_recalls(stop.clone()));
-    let mut events = cell.directory.events(&ann.context()).unwrap();
+    let mut events = cell.directory.events(&ann.context()).await.unwrap();
     let grant = ann.open_to_write(fid).await.unwrap();
     let waiting = tokio::spawn({
         let bob = bob.clone();

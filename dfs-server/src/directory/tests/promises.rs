@@ -57,7 +57,7 @@ async fn read(user: &User, fid: FileId) -> Result<Dir, FsError> {
 
 impl Holder {
     async fn new(user: User) -> Holder {
-        let mut stream = user.cell.directory.events(&user.context()).unwrap();
+        let mut stream = user.cell.directory.events(&user.context()).await.unwrap();
         let Some(SessionEvent::Started { stream: number, .. }) = stream.recv().await else {
             panic!("the stream does not begin");
         };

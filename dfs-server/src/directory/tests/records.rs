@@ -11,8 +11,8 @@ use dfs_proto::xattr::{XattrName, XattrValue};
 
 use super::cell::{VOLUME, name};
 use crate::directory::rows::{
-    DirentRow, InodeRow, ManifestRow, VolumeRow, XattrRow, dirent_key, inode_key, ledger_key,
-    manifest_key, name_of_dirent, volume_key, xattr_key,
+    DirentRow, InodeRow, ManifestRow, SessionRow, VolumeRow, XattrRow, dirent_key, inode_key,
+    ledger_key, manifest_key, name_of_dirent, session_key, volume_key, xattr_key,
 };
 use crate::meta::Record;
 use crate::meta::record::{decode, encode};
@@ -45,6 +45,7 @@ fn keys_of_a_volume() {
     assert_eq!(parts(manifest_key(VOLUME, inode).bytes()), "040000000000000102");
     assert_eq!(parts(xattr_key(VOLUME, inode).bytes()), "060000000000000102");
     let session = "07".repeat(16);
+    assert_eq!(parts(session_key(VOLUME, SessionId([7; 16])).bytes()), format!("07{session}"));
     assert_eq!(parts(ledger_key(VOLUME, SessionId([7; 16])).bytes()), format!("05{session}"));
 }
 
@@ -60,6 +61,11 @@ fn the_row_of_a_volume() {
         used_bytes: 70_000,
     };
     golden(&row, "01 046d61696e 01 fb2c01 02 01 07 fc70110100");
+}
+
+#[test]
+fn the_row_of_a_session() {
+    golden(&SessionRow { host: "laptop".into() }, "01 066c6170746f70");
 }
 
 #[test]
