@@ -14,6 +14,7 @@ mod file;
 mod index;
 mod list;
 mod log;
+pub mod promise;
 pub mod record;
 mod space;
 

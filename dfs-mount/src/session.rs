@@ -36,9 +36,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::promise::Promises;
 use crate::metrics::{Counter, Metrics};
 
-use connection::{Attempt, Connection, Former, Sending};
+use connection::{Attempt, Connection, Former, PromiseCell, Sending};
 
 /// A client's standing with the owner of one volume. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -62,6 +63,7 @@ struct Core {
     hurry: Notify,
     /// Held while a heartbeat is under way.
     beating: tokio::sync::Mutex<()>,
+    acknowledgements: events::Acknowledgements,
 }
 
 /// Locks that go back with heartbeats.
@@ -163,11 +165,13 @@ impl Session {
             yielded: Mutex::default(),
             hurry: Notify::new(),
             beating: tokio::sync::Mutex::default(),
+            acknowledgements: events::Acknowledgements::default(),
         });
         let (recall_sender, recalls) = mpsc::channel(RECALLS_WAITING_MAX);
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(events::beat(Arc::clone(&core), stop.clone()));
+        running.spawn(events::acknowledge(Arc::clone(&core), stop.clone()));
         running.spawn(events::listen(Arc::clone(&core), recall_sender, stop.clone()));
         let tasks = Arc::new(Tasks { stop, running: tokio::sync::Mutex::new(running) });
         Ok((Session { core, tasks }, recalls))
@@ -198,9 +202,33 @@ impl Session {
         request: &R,
         wait: Duration,
     ) -> Result<R::Reply, FsError> {
+        self.send(to, Sending { caller, wait, ..Sending::default() }, request).await
+    }
+
+    /// As [`Session::call`] of the directory; what the reply, or the refusal, promises goes to
+    /// `promise`.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub async fn ask<R: Rpc>(
+        &self,
+        caller: &Identity,
+        request: &R,
+        promise: &PromiseCell,
+    ) -> Result<R::Reply, FsError> {
+        let (caller, promise) = (Some(caller), Some(promise));
+        self.send(Role::Directory, Sending { caller, promise, ..Sending::default() }, request).await
+    }
+
+    async fn send<R: Rpc>(
+        &self,
+        to: Role,
+        sending: Sending<'_>,
+        request: &R,
+    ) -> Result<R::Reply, FsError> {
         let connection = &self.core.connection;
         let op = R::MUTATES.then(|| connection.begin_op());
-        let sending = Sending { caller, op: op.as_ref(), wait, former: None };
+        let sending = Sending { op: op.as_ref(), ..sending };
         let seen = self.core.standing().opening;
         match connection.call_with(to, sending, request).await {
             Err(CallError::Fs(FsError::SessionUnknown)) => {
@@ -348,6 +376,11 @@ impl Session {
 
     pub fn connection(&self) -> &Connection {
         &self.core.connection
+    }
+
+    /// What the owner has promised this client.
+    pub fn promises(&self) -> &Promises {
+        self.core.connection.promises()
     }
 
     pub fn clock(&self) -> &Arc<dyn Clock> {

@@ -19,6 +19,7 @@
 mod attr;
 mod create;
 mod handle_table;
+mod held;
 mod inode_table;
 mod io;
 mod lookup;

@@ -63,7 +63,13 @@ pub struct Store {
     /// Chunks put ahead for this change; the node checks that it and the replicas hold them.
     pub put_before: Vec<ChunkHash>,
 }
-rpc!(Store => CommitReply, "file.store", User);
+
+impl Rpc for Store {
+    const PATH: &'static str = "file.store";
+    const ACCESS: Access = Access::User;
+    const CHANGES: bool = true;
+    type Reply = CommitReply;
+}
 
 /// Takes chunks from the node that received them.
 #[derive(Clone, Debug, Serialize, Deserialize)]

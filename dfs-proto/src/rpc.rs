@@ -40,6 +40,8 @@ pub trait Rpc: Serialize + DeserializeOwned + Send + Sync + 'static {
     const ACCESS: Access;
     /// Whether it carries an op id and is run once however often it is sent.
     const MUTATES: bool = false;
+    /// Whether it may change what directories hold.
+    const CHANGES: bool = Self::MUTATES;
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 }
 

@@ -22,8 +22,11 @@ use dfs_proto::clock::Clock;
 use dfs_proto::credential::{Identity, Ticket};
 use dfs_proto::directory::NodeAddress;
 use dfs_proto::id::SessionId;
+use dfs_proto::promise::{News, Promise};
 use dfs_proto::rpc::{Access, Envelope, Rpc, StreamRpc};
+use tokio::sync::Notify;
 
+use crate::cache::promise::Promises;
 use crate::credential::{Credential, LoginKind, TicketSource};
 use crate::metrics::{Counter, Metrics};
 
@@ -59,6 +62,9 @@ struct Inner {
     ops: OpIds,
     /// Whether requests name the session.
     has_session: AtomicBool,
+    /// What the owner has promised this client.
+    promises: Promises,
+    new_stream: Notify,
 }
 
 /// What goes with a request besides itself.
@@ -70,6 +76,22 @@ pub struct Sending<'a> {
     pub former: Option<Former>,
     /// How long the server itself may wait before it answers; comes on top of the policy.
     pub wait: Duration,
+    /// Where what the reply promises goes, also that of a refusal.
+    pub promise: Option<&'a PromiseCell>,
+}
+
+/// What the last reply promised.
+#[derive(Debug, Default)]
+pub struct PromiseCell(Mutex<Option<Promise>>);
+
+impl PromiseCell {
+    fn set(&self, promise: Option<Promise>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = promise;
+    }
+
+    pub fn take(&self) -> Option<Promise> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// An earlier session of this client, and what is said of its ops.
@@ -117,6 +139,8 @@ impl Connection {
                 id,
                 ops: OpIds::new(id),
                 has_session: AtomicBool::new(false),
+                promises: Promises::default(),
+                new_stream: Notify::new(),
             }),
         })
     }
@@ -255,7 +279,13 @@ impl Connection {
                 }
             };
             let envelope = self.envelope(sending, ticket.clone(), timeout);
-            let result = self.send(to, &envelope, request, payload.clone()).await;
+            let unanswered = Unanswered { connection: R::CHANGES.then_some(self) };
+            let (news, result) = self.send(to, &envelope, request, payload.clone()).await;
+            unanswered.is_over(&result);
+            self.inner.promises.changed_here(&news.changes);
+            if let Some(cell) = sending.promise {
+                cell.set(news.promise);
+            }
             match result {
                 Err(CallError::Fs(FsError::TicketExpired)) if refused.is_none() => {
                     refused = ticket;
@@ -297,14 +327,36 @@ impl Connection {
         envelope: &Envelope,
         request: &R,
         payload: Vec<Bytes>,
-    ) -> Result<Answer<R::Reply>, CallError> {
+    ) -> (News, Result<Answer<R::Reply>, CallError>) {
         let peer = match to {
             To::Role(role) => self.route().peer(role),
             To::Node(address) => self.route().file_node(address),
         };
         self.inner.metrics.count_rpc(R::PATH);
-        let result = self.client(&peer)?.call(envelope, request, payload).await;
-        self.note(to, result)
+        let result = match self.client(&peer) {
+            Ok(client) => client.call_with_news(envelope, request, payload).await,
+            Err(error) => Err(error.into()),
+        };
+        match result {
+            Ok((news, result)) => (news, self.note(to, result)),
+            Err(error) => (News::default(), self.note(to, Err(error))),
+        }
+    }
+
+    /// What the owner has promised this client.
+    pub fn promises(&self) -> &Promises {
+        &self.inner.promises
+    }
+
+    /// What an operation changed, or will change yet, is not known: nothing that was promised is
+    /// held any more, and only a stream that begins after it tells of it if it is late.
+    fn lost_track(&self) {
+        self.inner.promises.forget_all();
+        self.inner.new_stream.notify_one();
+    }
+
+    pub(super) async fn wants_new_stream(&self) {
+        self.inner.new_stream.notified().await;
     }
 
     fn note<T>(&self, to: To<'_>, result: Result<T, CallError>) -> Result<T, CallError> {
@@ -337,7 +389,8 @@ impl Connection {
             self.learn_map(To::Role(Role::Auth)).await;
             let envelope = self.envelope(Sending::default(), None, ATTEMPT_TIMEOUT);
             let request = Renew { renewal };
-            let answer = self.send(To::Role(Role::Auth), &envelope, &request, Vec::new()).await;
+            let (_, answer) =
+                self.send(To::Role(Role::Auth), &envelope, &request, Vec::new()).await;
             answer.map(|answer| answer.reply)
         };
         self.inner.tickets.current(refused, renew).await
@@ -366,6 +419,29 @@ impl Connection {
 
     fn route(&self) -> MutexGuard<'_, Route> {
         self.inner.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that may change something, and whose answer has not come.
+struct Unanswered<'a> {
+    connection: Option<&'a Connection>,
+}
+
+impl Unanswered<'_> {
+    /// Whatever it changed was told, if this is an answer.
+    fn is_over<T>(mut self, result: &Result<T, CallError>) {
+        let is_open = result.as_ref().is_err_and(|error| error.is_transient() && !is_unsent(error));
+        if !is_open {
+            self.connection = None;
+        }
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection {
+            connection.lost_track();
+        }
     }
 }
 

@@ -1,22 +1,25 @@
-//! The two tasks of a session: the heartbeat, and the listener on its event stream.
+//! The tasks of a session: the heartbeat, the listener on its event stream, and the one that
+//! acknowledges breaks.
 //!
-//! Both end when the session is dropped or closed. The heartbeat asks once each third of a lease
+//! All end when the session is dropped or closed. The heartbeat asks once each third of a lease
 //! and does not retry inside: the next one is the retry. The listener reconnects with growing
 //! delays; a stream that is silent for longer than a lease times three is taken for dead, because
-//! the owner says `Idle` when it has nothing else to say.
+//! the owner says `Idle` when it has nothing else to say. Breaks are acknowledged by a task of its
+//! own, several at once if they come faster than it can: the listener never waits for that.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dfs_proto::FsError;
 use dfs_proto::admin::Role;
 use dfs_proto::client::{CallError, ItemStream};
+use dfs_proto::id::FileId;
 use dfs_proto::lease::{heartbeat_interval, holder_deadline};
 use dfs_proto::lock::Recall;
-use dfs_proto::promise::Break;
+use dfs_proto::promise::{BreakNumber, USED_DIRS_MAX};
 use dfs_proto::session::{Acknowledge, Events, Heartbeat, HeartbeatReply, SessionEvent};
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::Core;
@@ -79,6 +82,62 @@ fn renewed(core: &Core, sent_at: Duration, reply: &HeartbeatReply) {
     }
     standing.lease = Duration::from_millis(reply.lease_ms.into());
     standing.leased_until = holder_deadline(sent_at, standing.lease);
+    if let Some(stream) = reply.promised {
+        core.connection.promises().renewed(stream, standing.leased_until);
+    }
+}
+
+/// What is to be acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct Acknowledgements {
+    waiting: Mutex<Waiting>,
+    come: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    number: Option<BreakNumber>,
+    used: Vec<FileId>,
+}
+
+impl Acknowledgements {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, number: BreakNumber, used: Vec<FileId>) {
+        let mut waiting = self.waiting();
+        waiting.number = waiting.number.max(Some(number));
+        waiting.used.extend(used);
+        drop(waiting);
+        self.come.notify_one();
+    }
+
+    fn take(&self) -> Option<Acknowledge> {
+        let Waiting { number, mut used } = std::mem::take(&mut *self.waiting());
+        used.sort_unstable();
+        used.dedup();
+        // Those left out are no longer promised after their next break.
+        used.truncate(USED_DIRS_MAX);
+        number.map(|number| Acknowledge { number, used })
+    }
+}
+
+pub(super) async fn acknowledge(core: Arc<Core>, stop: CancellationToken) {
+    let _ = stop.run_until_cancelled(acknowledge_for_ever(&core)).await;
+}
+
+async fn acknowledge_for_ever(core: &Core) {
+    loop {
+        core.acknowledgements.come.notified().await;
+        let Some(request) = core.acknowledgements.take() else { continue };
+        let (to, sending) = (To::Role(Role::Directory), Sending::default());
+        let attempt = Attempt { to, sending, timeout: core.standing().lease };
+        if let Err(error) = core.connection.attempt(attempt, &request, Vec::new()).await {
+            // The owner ends the stream when the lease of its promises has passed.
+            tracing::debug!(%error, "breaks were not acknowledged");
+        }
+    }
 }
 
 pub(super) async fn listen(
@@ -94,11 +153,17 @@ async fn listen_for_ever(core: &Core, recalls: &mpsc::Sender<Recall>) {
     let mut delay = RECONNECT_DELAY_FIRST;
     loop {
         let seen = core.standing().opening;
+        let sent_at = clock.boottime();
         match core.connection.open_stream(Role::Directory, &Events {}).await {
-            Ok(stream) => match take_events(core, stream, recalls).await {
-                Ok(()) => delay = RECONNECT_DELAY_FIRST,
-                Err(error) => note(core, seen, error).await,
-            },
+            Ok(stream) => {
+                let result = take_events(core, sent_at, stream, recalls).await;
+                core.connection.promises().stream_ended();
+                match result {
+                    Ok(End::OfOurs) => continue,
+                    Ok(End::OfTheirs) => delay = RECONNECT_DELAY_FIRST,
+                    Err(error) => note(core, seen, error).await,
+                }
+            }
             Err(error) => note(core, seen, error).await,
         }
         clock.sleep_until(clock.boottime() + delay).await;
@@ -115,12 +180,20 @@ async fn note(core: &Core, seen: u64, error: CallError) {
     }
 }
 
+/// Why a stream that brought something ended.
+enum End {
+    /// Another one is wanted at once.
+    OfOurs,
+    OfTheirs,
+}
+
 /// Takes events until the stream ends. `Ok` if it brought any.
 async fn take_events(
     core: &Core,
+    sent_at: Duration,
     mut stream: ItemStream<SessionEvent>,
     recalls: &mpsc::Sender<Recall>,
-) -> Result<(), CallError> {
+) -> Result<End, CallError> {
     let clock = core.connection.clock();
     let mut has_started = false;
     loop {
@@ -128,6 +201,7 @@ async fn take_events(
         let item = tokio::select! {
             item = stream.next() => item,
             () = clock.sleep_until(silent_at) => None,
+            () = core.connection.wants_new_stream(), if has_started => return Ok(End::OfOurs),
         };
         match item {
             None => break,
@@ -138,27 +212,34 @@ async fn take_events(
             Some(Err(_)) => break,
             Some(Ok(event)) => {
                 has_started = true;
-                take_event(core, event, recalls).await;
+                take_event(core, sent_at, event, recalls).await;
             }
         }
     }
-    if has_started { Ok(()) } else { Err(FsError::unavailable("event stream").into()) }
+    if has_started { Ok(End::OfTheirs) } else { Err(FsError::unavailable("event stream").into()) }
 }
 
-async fn take_event(core: &Core, event: SessionEvent, recalls: &mpsc::Sender<Recall>) {
+async fn take_event(
+    core: &Core,
+    sent_at: Duration,
+    event: SessionEvent,
+    recalls: &mpsc::Sender<Recall>,
+) {
+    let promises = core.connection.promises();
     match event {
         SessionEvent::LockRecall { fid, token } => {
             let recall = Recall { fid, session: core.connection.id(), token };
             // Nobody takes recalls (a command without write locks): the lease will do.
             let _ = recalls.send(recall).await;
         }
-        SessionEvent::Started { epoch, .. } => tracing::debug!(epoch = epoch.0, "event stream"),
-        SessionEvent::Break(Break { number, .. }) => {
-            // Nothing is held to a promise here, so all is as it says. Lost, the lease will do.
-            let known = Acknowledge { number, used: Vec::new() };
-            if let Err(error) = core.connection.call_once(Role::Directory, None, &known).await {
-                tracing::debug!(%error, "break was not acknowledged");
-            }
+        SessionEvent::Started { epoch, stream } => {
+            tracing::debug!(epoch = epoch.0, stream = stream.0, "event stream");
+            promises.stream_began(stream);
+            promises.renewed(stream, holder_deadline(sent_at, core.standing().lease));
+        }
+        SessionEvent::Break(told) => {
+            let used = promises.break_came(&told);
+            core.acknowledgements.add(told.number, used);
         }
         SessionEvent::Idle => {}
     }

@@ -48,6 +48,9 @@ impl Vfs {
             Some(handle) => self.file_handle(handle)?.node().clone(),
             None => self.node(nodeid)?,
         };
+        if let Some((attr, sequence)) = self.known_attr(&node) {
+            return Ok(self.told(&node, attr, sequence));
+        }
         if let Some(ahead) = self.walk_from(caller, &node) {
             return self.walk_ahead(caller, &node, &ahead).await;
         }
@@ -59,7 +62,7 @@ impl Vfs {
             return Ok(Entry { nodeid: node.nodeid, attr });
         }
         let change_count = node.state().change_count();
-        match self.ask(caller, &GetAttr { fid: node.fid }).await {
+        match self.ask_getattr(caller, node.fid).await {
             Ok(AttrReply { attr, sequence }) => {
                 let entry = self.told(&node, attr, sequence);
                 self.asked(caller, &node, change_count);
@@ -87,7 +90,7 @@ impl Vfs {
     ) -> Result<Entry, Error> {
         let change_count = node.state().change_count();
         let request = Walk { fid: node.fid, names: ahead.names.clone() };
-        let reply = self.ask(caller, &request).await?;
+        let reply = self.ask_walk(caller, &request).await?;
         self.inner.ahead.answered(caller, ahead, &reply, self.clock().boottime());
         let entry = self.told(node, reply.attr, reply.sequence);
         self.asked(caller, node, change_count);

@@ -3,9 +3,11 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfs_proto::attr::{Attr, FileKind};
-use dfs_proto::directory::{AttrReply, GetAttr, Lookup, LookupParent};
+use dfs_proto::directory::{AttrReply, Lookup, LookupParent};
+use dfs_proto::error::FsError;
 use dfs_proto::name::Name;
 use dfs_proto::version::Sequence;
 
@@ -13,6 +15,7 @@ use super::namespace::At;
 use super::node::{Node, Place};
 use super::walk_ahead::Answer;
 use super::{Caller, Entry, Error, Vfs};
+use crate::cache::promise::Known;
 
 impl Vfs {
     /// The inode that a name names.
@@ -23,7 +26,7 @@ impl Vfs {
         let At { parent, name } = at;
         let directory = self.node(parent)?;
         let AttrReply { attr, sequence } = match &name[..] {
-            b"." => self.ask(caller, &GetAttr { fid: directory.fid }).await?,
+            b"." => self.ask_getattr(caller, directory.fid).await?,
             b".." => self.ask(caller, &LookupParent { fid: directory.fid }).await?,
             _ => {
                 let request = Lookup { parent: directory.fid, name: Name::parse(&name)? };
@@ -46,17 +49,31 @@ impl Vfs {
         let ahead = &self.inner.ahead;
         let Lookup { parent, name } = request;
         let now = self.clock().boottime();
-        let result = match ahead.answer(caller, *parent, name, now) {
-            Some(answer) => Ok(answer),
-            None => self.ask(caller, request).await.map(|AttrReply { attr, sequence }| {
-                let answered_at = self.clock().boottime();
-                Answer { attr, sequence, answered_at }
-            }),
+        let result = match self.known_name(caller, *parent, name) {
+            Some(Known::Here(attr, sequence)) => {
+                Ok(Answer { attr: *attr, sequence, answered_at: now })
+            }
+            Some(Known::Absent) => Err(FsError::NotFound.into()),
+            None => self.ask_for_lookup(caller, request, now).await,
         };
         let attr = result.as_ref().ok().map(|answer| &answer.attr);
         let found = attr.filter(|attr| attr.kind == FileKind::Directory).map(|attr| attr.fid);
         ahead.looked_up(caller.pid, (*parent, name), found, now);
         result
+    }
+
+    async fn ask_for_lookup(
+        &self,
+        caller: &Caller,
+        request: &Lookup,
+        now: Duration,
+    ) -> Result<Answer, Error> {
+        let Lookup { parent, name } = request;
+        if let Some(answer) = self.inner.ahead.answer(caller, *parent, name, now) {
+            return Ok(answer);
+        }
+        let AttrReply { attr, sequence } = self.ask_lookup(caller, request).await?;
+        Ok(Answer { attr, sequence, answered_at: self.clock().boottime() })
     }
 
     /// Names an inode to the kernel, which then holds one lookup of it more.

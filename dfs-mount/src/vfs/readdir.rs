@@ -23,6 +23,9 @@ use super::{Caller, Entry, Error, Vfs};
 const PLACE_BITS: u32 = 16;
 const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
 
+/// Longest listing that is made one page out of memory. Source: `PLACE_BITS`, and two dots.
+const KNOWN_ENTRIES_MAX: usize = PLACE_MASK as usize - 2;
+
 /// An open directory.
 pub(crate) struct DirHandle {
     node: Arc<Node>,
@@ -125,9 +128,17 @@ impl Vfs {
             listing.loaded = None;
             return Ok(());
         };
+        if number == 0
+            && let Some((all, sequence)) = self.known_list(node.fid)
+            && all.len() <= KNOWN_ENTRIES_MAX
+        {
+            let entries = all.into_iter().map(|(name, attr)| DirEntry { name, attr }).collect();
+            listing.loaded = Some(Page { number, entries, sequence, is_last: true });
+            return Ok(());
+        }
         let request = ReadDir { fid: node.fid, after, limit: DIR_PAGE_ENTRIES_MAX };
         let ReadDirReply { page, sequence } =
-            self.ask(caller, &request).await.map_err(Error::through_handle)?;
+            self.ask_readdir(caller, &request).await.map_err(Error::through_handle)?;
         let next_start = page.entries.last().map(|entry| entry.name.clone());
         let is_last = page.is_last || next_start.is_none();
         if !is_last && listing.starts.len() as u64 == number + 1 {

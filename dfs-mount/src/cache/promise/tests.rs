@@ -1,0 +1,364 @@
+use std::collections::VecDeque;
+
+use dfs_proto::attr::{FileKind, Timestamp};
+use dfs_proto::id::{InodeNo, VolumeId};
+use dfs_proto::version::{DataVersion, DirVersion, Epoch};
+use proptest::prelude::*;
+
+use super::*;
+
+const STREAM: StreamNumber = StreamNumber(1);
+const FOR_EVER: Duration = Duration::from_secs(1000);
+const NOW: Duration = Duration::from_secs(1);
+
+fn fid(inode: u64) -> FileId {
+    FileId::new(VolumeId(1), InodeNo(inode), Epoch(1))
+}
+
+fn at(counter: u64) -> Sequence {
+    Sequence::new(Epoch(1), counter)
+}
+
+fn name(text: &str) -> Name {
+    Name::parse(text.as_bytes()).unwrap()
+}
+
+/// Attributes of an inode that are told apart by their size.
+fn attr(inode: u64, size: u64) -> Attr {
+    let kind = if inode == DIR { FileKind::Directory } else { FileKind::File };
+    let (mode, nlink, uid, gid, stored_bytes, rdev, xattr_bytes) = (0o755, 1, 0, 0, 0, 0, 0);
+    let time = Timestamp::default();
+    let version = DataVersion::default();
+    Attr {
+        fid: fid(inode),
+        kind,
+        mode,
+        nlink,
+        uid,
+        gid,
+        size,
+        stored_bytes,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        rdev,
+        data_version: version,
+        dir_version: DirVersion::default(),
+        xattr_bytes,
+    }
+}
+
+const DIR: u64 = 7;
+
+fn promise(after: u64, counter: u64) -> Promise {
+    let sequence = at(counter);
+    Promise { stream: STREAM, after: BreakNumber(after), sequence, dirs: vec![fid(DIR)] }
+}
+
+fn change(counter: u64, names: Vec<(Name, Option<Attr>)>) -> DirChange {
+    let attr = Some(attr(DIR, counter));
+    DirChange { dir: fid(DIR), attr, names, is_cut: false, sequence: at(counter) }
+}
+
+fn told(number: u64, changes: Vec<DirChange>) -> Break {
+    Break { number: BreakNumber(number), changes, ended: Vec::new() }
+}
+
+fn live() -> Promises {
+    let promises = Promises::default();
+    promises.stream_began(STREAM);
+    promises.renewed(STREAM, FOR_EVER);
+    promises
+}
+
+fn size_of(promises: &Promises, text: &str) -> Option<Option<u64>> {
+    promises.look_up((fid(DIR), &name(text)), None, NOW).map(|known| match known {
+        Known::Here(attr, _) => Some(attr.size),
+        Known::Absent => None,
+    })
+}
+
+fn learn(promises: &Promises, promise: &Promise, text: &str, attr: Option<&Attr>) {
+    let since = promises.moment();
+    promises.learn(promise, fid(DIR), Learnt::Name(&name(text), attr), since);
+}
+
+#[test]
+fn what_was_promised_is_known_until_the_lease_or_the_stream_ends() {
+    let promises = live();
+    learn(&promises, &promise(0, 5), "a", Some(&attr(20, 1)));
+    learn(&promises, &promise(0, 5), "b", None);
+    assert_eq!(size_of(&promises, "a"), Some(Some(1)));
+    assert_eq!(size_of(&promises, "b"), Some(None));
+    assert_eq!(size_of(&promises, "c"), None);
+    assert_eq!(promises.look_up((fid(DIR), &name("a")), None, FOR_EVER), None, "the lease ended");
+    promises.stream_ended();
+    assert_eq!(size_of(&promises, "a"), None);
+    promises.stream_began(StreamNumber(2));
+    assert_eq!(size_of(&promises, "a"), None);
+    learn(&promises, &promise(0, 6), "a", Some(&attr(20, 1)));
+    assert_eq!(size_of(&promises, "a"), None, "promised on the stream before");
+}
+
+#[test]
+fn a_break_changes_what_is_known_and_says_what_was_used() {
+    let promises = live();
+    learn(&promises, &promise(0, 5), "a", Some(&attr(20, 1)));
+    learn(&promises, &promise(0, 5), "b", Some(&attr(21, 1)));
+    let first = told(1, vec![change(6, vec![(name("a"), Some(attr(20, 2))), (name("b"), None)])]);
+    assert_eq!(promises.break_came(&first), [fid(DIR)]);
+    let second = promises.break_came(&told(2, vec![change(7, vec![])]));
+    assert!(second.is_empty(), "nobody asked in between");
+    assert_eq!(size_of(&promises, "a"), Some(Some(2)));
+    assert_eq!(size_of(&promises, "b"), Some(None));
+    assert_eq!(promises.dir_attr(fid(DIR), NOW).unwrap().0.size, 7);
+    let third = promises.break_came(&told(3, vec![change(8, vec![])]));
+    assert_eq!(third, [fid(DIR)]);
+}
+
+#[test]
+fn a_reply_that_a_break_has_overtaken_is_not_kept() {
+    let promises = live();
+    learn(&promises, &promise(0, 5), "a", Some(&attr(20, 1)));
+    promises.break_came(&told(1, vec![change(9, vec![(name("a"), None)])]));
+    learn(&promises, &promise(0, 8), "a", Some(&attr(20, 1)));
+    assert_eq!(size_of(&promises, "a"), Some(None));
+    // The same before anything was known of the directory.
+    let promises = live();
+    promises.break_came(&told(1, vec![change(9, vec![(name("a"), None)])]));
+    learn(&promises, &promise(0, 8), "a", Some(&attr(20, 1)));
+    assert_eq!(size_of(&promises, "a"), None);
+    learn(&promises, &promise(0, 9), "a", None);
+    assert_eq!(size_of(&promises, "a"), Some(None));
+}
+
+#[test]
+fn an_own_change_that_a_missed_break_has_overtaken_is_not_kept() {
+    let promises = live();
+    promises.break_came(&told(1, vec![change(9, vec![(name("a"), None)])]));
+    learn(&promises, &promise(1, 9), "b", None);
+    promises.changed_here(&[change(8, vec![(name("a"), Some(attr(20, 1)))])]);
+    assert_eq!(size_of(&promises, "a"), None);
+}
+
+#[test]
+fn an_ended_promise_answers_nothing_also_if_its_reply_comes_late() {
+    let promises = live();
+    learn(&promises, &promise(0, 5), "a", Some(&attr(20, 1)));
+    let last = Break { ended: vec![fid(DIR)], ..told(4, vec![change(6, vec![])]) };
+    assert!(promises.break_came(&last).is_empty());
+    assert_eq!(size_of(&promises, "a"), None);
+    learn(&promises, &promise(3, 7), "a", Some(&attr(20, 1)));
+    assert_eq!(size_of(&promises, "a"), None, "registered before the promise ended");
+    learn(&promises, &promise(4, 7), "a", Some(&attr(20, 1)));
+    assert_eq!(size_of(&promises, "a"), Some(Some(1)));
+}
+
+#[test]
+fn a_whole_directory_knows_what_is_not_there() {
+    let promises = live();
+    let (a, there) = (name("a"), attr(20, 1));
+    let names = [(&a, &there, at(5))].into_iter();
+    promises.learn_all(&promise(0, 5), fid(DIR), names, promises.moment());
+    assert_eq!(size_of(&promises, "zzz"), Some(None));
+    let (all, _) = promises.list(fid(DIR), NOW).unwrap();
+    assert_eq!(all, [(name("a"), attr(20, 1))]);
+    promises.changed_here(&[change(6, vec![(name("b"), Some(attr(21, 1)))])]);
+    assert_eq!(promises.list(fid(DIR), NOW).unwrap().0.len(), 2);
+    assert_eq!(promises.size(), (1, 2));
+    // Whether a name that an overtaken change made is still there cannot be known.
+    promises.changed_here(&[change(9, vec![])]);
+    promises.changed_here(&[change(8, vec![(name("c"), Some(attr(22, 1)))])]);
+    assert_eq!(size_of(&promises, "c"), None);
+    assert_eq!(promises.list(fid(DIR), NOW), None);
+}
+
+#[test]
+fn only_callers_whom_the_server_let_in_are_answered_and_only_until_the_rights_change() {
+    let promises = live();
+    let (ann, bob) = (Identity::ROOT, Identity { uid: 5, ..Identity::ROOT });
+    promises.learn(&promise(0, 5), fid(DIR), Learnt::Dir(&attr(DIR, 1)), promises.moment());
+    learn(&promises, &promise(0, 5), "a", Some(&attr(20, 1)));
+    promises.may_search(&promise(0, 5), fid(DIR), &ann, promises.moment());
+    let asks = |who: &Identity| promises.look_up((fid(DIR), &name("a")), Some(who), NOW).is_some();
+    assert!(asks(&ann) && !asks(&bob));
+    let closed = DirChange { attr: Some(Attr { mode: 0, ..attr(DIR, 1) }), ..change(6, vec![]) };
+    promises.break_came(&told(1, vec![closed]));
+    assert!(!asks(&ann));
+}
+
+#[test]
+fn what_is_forgotten_is_not_brought_back_by_a_reply_on_its_way() {
+    let promises = live();
+    let since = promises.moment();
+    promises.forget(fid(DIR));
+    let a = name("a");
+    promises.learn(&promise(0, 5), fid(DIR), Learnt::Name(&a, None), since);
+    assert_eq!(size_of(&promises, "a"), None);
+}
+
+/// What happens, in any order that the network allows.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Somebody changes a name: this client or another.
+    Change {
+        here: bool,
+        name: usize,
+        makes: bool,
+    },
+    /// This client asks for a name, or for all.
+    Ask {
+        name: usize,
+    },
+    AskAll,
+    /// The oldest break arrives.
+    Break,
+    /// Some reply arrives.
+    Reply(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step =
+        prop_oneof![
+            (any::<bool>(), 0..3_usize, any::<bool>())
+                .prop_map(|(here, name, makes)| Step::Change { here, name, makes }),
+            (0..3_usize).prop_map(|name| Step::Ask { name }),
+            Just(Step::AskAll),
+            Just(Step::Break),
+            Just(Step::Break),
+            (0..4_usize).prop_map(Step::Reply),
+            (0..4_usize).prop_map(Step::Reply),
+        ];
+    proptest::collection::vec(step, 1..80)
+}
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+enum Reply {
+    Name(Promise, usize, Option<Attr>, Since),
+    All(Promise, Vec<(Name, Attr)>, Since),
+    Changed(DirChange, usize),
+}
+
+/// The owner's side, with everything that is on its way.
+struct World {
+    promises: Promises,
+    /// For each name: what it named from which commit on.
+    history: [Vec<(u64, Option<Attr>)>; 3],
+    counter: u64,
+    breaks_sent: u64,
+    breaks: VecDeque<(Break, usize)>,
+    replies: Vec<Reply>,
+    /// For each name: the last commit that its committer was told of.
+    returned: [u64; 3],
+}
+
+impl World {
+    fn new() -> World {
+        World {
+            promises: live(),
+            history: std::array::from_fn(|_| vec![(0, None)]),
+            counter: 0,
+            breaks_sent: 0,
+            breaks: VecDeque::new(),
+            replies: Vec::new(),
+            returned: [0; 3],
+        }
+    }
+
+    fn current(&self, index: usize) -> Option<Attr> {
+        self.history[index].last().unwrap().1.clone()
+    }
+
+    fn promise(&self) -> Promise {
+        promise(self.breaks_sent, self.counter)
+    }
+
+    fn take(&mut self, step: &Step) {
+        match *step {
+            Step::Change { here, name: index, makes } => {
+                self.counter += 1;
+                let value = makes.then(|| attr(20 + index as u64, self.counter));
+                self.history[index].push((self.counter, value.clone()));
+                let change = change(self.counter, vec![(name(NAMES[index]), value)]);
+                if here {
+                    self.replies.push(Reply::Changed(change, index));
+                } else {
+                    self.breaks_sent += 1;
+                    self.breaks.push_back((told(self.breaks_sent, vec![change]), index));
+                }
+            }
+            Step::Ask { name } => {
+                let (promise, since) = (self.promise(), self.promises.moment());
+                self.replies.push(Reply::Name(promise, name, self.current(name), since));
+            }
+            Step::AskAll => {
+                let all = (0..3)
+                    .filter_map(|index| self.current(index).map(|attr| (name(NAMES[index]), attr)));
+                let all = all.collect();
+                self.replies.push(Reply::All(self.promise(), all, self.promises.moment()));
+            }
+            Step::Break => {
+                if let Some((told, index)) = self.breaks.pop_front() {
+                    self.promises.break_came(&told);
+                    self.return_to_caller(index, told.changes[0].sequence.counter);
+                }
+            }
+            Step::Reply(which) if which < self.replies.len() => {
+                let reply = self.replies.remove(which);
+                self.arrive(reply);
+            }
+            Step::Reply(_) => {}
+        }
+    }
+
+    fn arrive(&mut self, reply: Reply) {
+        match reply {
+            Reply::Name(promise, index, attr, since) => {
+                let name = name(NAMES[index]);
+                let learnt = Learnt::Name(&name, attr.as_ref());
+                self.promises.learn(&promise, fid(DIR), learnt, since);
+            }
+            Reply::All(promise, all, since) => {
+                let names = all.iter().map(|(name, attr)| (name, attr, promise.sequence));
+                self.promises.learn_all(&promise, fid(DIR), names, since);
+            }
+            Reply::Changed(change, index) => {
+                self.promises.changed_here(std::slice::from_ref(&change));
+                self.return_to_caller(index, change.sequence.counter);
+            }
+        }
+    }
+
+    fn return_to_caller(&mut self, index: usize, counter: u64) {
+        self.returned[index] = self.returned[index].max(counter);
+    }
+
+    /// What is answered must be what the name was at some time since the last change of it that
+    /// anybody was told is done.
+    fn check(&self) {
+        for (index, text) in NAMES.iter().enumerate() {
+            let Some(answer) = size_of(&self.promises, text) else { continue };
+            let history = &self.history[index];
+            let oldest = history.iter().rposition(|(since, _)| *since <= self.returned[index]);
+            let mut allowed = history[oldest.unwrap()..].iter().map(|(_, attr)| attr);
+            assert!(
+                allowed.any(|attr| attr.as_ref().map(|attr| attr.size) == answer),
+                "{text} is {answer:?}, after {:?} of {history:?}",
+                self.returned[index]
+            );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #[test]
+    fn no_answer_is_older_than_a_change_that_somebody_was_told_is_done(steps in steps()) {
+        let mut world = World::new();
+        for step in &steps {
+            world.take(step);
+            world.check();
+        }
+    }
+}
