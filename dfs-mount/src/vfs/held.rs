@@ -1,11 +1,10 @@
 //! Questions that what the owner has promised answers, and what is learnt from the other answers.
 //!
-//! Where the kernel judges mode bits it has asked for the attributes it needs before it looks a
-//! name up or opens a file; elsewhere a caller is answered only about directories that the server
-//! let it search, and asks the server for everything else.
+//! Names are answered only to callers whom the server let search the directory, since its rights
+//! changed last. Where the kernel judges mode bits it has asked for the attributes it needs before
+//! it lists a directory or opens a file; elsewhere the server is asked for both.
 
 use dfs_proto::attr::{Attr, FileKind};
-use dfs_proto::credential::Identity;
 use dfs_proto::directory::{AttrReply, GetAttr, Lookup, ReadDir, ReadDirReply, Walk, WalkReply};
 use dfs_proto::error::FsError;
 use dfs_proto::id::FileId;
@@ -22,15 +21,10 @@ impl Vfs {
         self.session().promises()
     }
 
-    /// Of whom it has to be known that the server lets them search a directory.
-    fn searcher<'a>(&self, caller: &'a Caller) -> Option<&'a Identity> {
-        (!self.inner.options.kernel_judges).then_some(&caller.identity)
-    }
-
     /// What a name is known to name.
     pub(super) fn known_name(&self, caller: &Caller, dir: FileId, name: &Name) -> Option<Known> {
         let now = self.clock().boottime();
-        self.promises().look_up((dir, name), self.searcher(caller), now)
+        self.promises().look_up((dir, name), Some(&caller.identity), now)
     }
 
     /// The attributes of an inode, if they are known: of a directory its own, of anything else
