@@ -11,13 +11,13 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use dfs_proto::auth::RenewReply;
 use dfs_proto::client::CallError;
 use dfs_proto::clock::Clock;
-use dfs_proto::credential::{Secret, Ticket};
+use dfs_proto::credential::{Identity, Secret, Ticket, TicketHolder};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
@@ -238,6 +238,8 @@ pub struct TicketSource {
     clock: Arc<dyn Clock>,
     /// Held across a renewal: whoever comes meanwhile waits for it and uses its ticket.
     held: Mutex<Option<Held>>,
+    /// Whom the last ticket is for, and until when.
+    bearer: RwLock<Option<(TicketHolder, Duration)>>,
 }
 
 #[derive(Debug)]
@@ -251,12 +253,23 @@ struct Held {
 impl TicketSource {
     /// Tickets come from a renewal secret.
     pub fn renewing(renewal: Secret, clock: Arc<dyn Clock>) -> TicketSource {
-        TicketSource { renewal: Some(renewal), clock, held: Mutex::new(None) }
+        TicketSource::with(Some(renewal), clock)
     }
 
     /// There is no login: only public operations will be answered.
     pub fn anonymous(clock: Arc<dyn Clock>) -> TicketSource {
-        TicketSource { renewal: None, clock, held: Mutex::new(None) }
+        TicketSource::with(None, clock)
+    }
+
+    fn with(renewal: Option<Secret>, clock: Arc<dyn Clock>) -> TicketSource {
+        TicketSource { renewal, clock, held: Mutex::default(), bearer: RwLock::default() }
+    }
+
+    /// As whom the servers let a local caller act; `None` if no ticket is good now.
+    pub fn identity(&self, caller: &Identity) -> Option<Identity> {
+        let bearer = self.bearer.read().unwrap_or_else(PoisonError::into_inner);
+        let (holder, ends_at) = bearer.as_ref()?;
+        (self.clock.boottime() < *ends_at).then(|| holder.identity(Some(caller)))
     }
 
     /// The current ticket; renewed with `renew` if less than a quarter of its life is left, or if
@@ -289,6 +302,8 @@ impl TicketSource {
                 let life = Duration::from_secs(reply.lifetime_secs.into());
                 let (renew_at, ends_at) = (sent_at + life * 3 / 4, sent_at + life);
                 *held = Some(Held { ticket: reply.ticket.clone(), renew_at, ends_at });
+                let mut bearer = self.bearer.write().unwrap_or_else(PoisonError::into_inner);
+                *bearer = Some((reply.holder, ends_at));
                 Ok(Some(reply.ticket))
             }
             Err(error) => match good.filter(|held| sent_at < held.ends_at) {

@@ -141,7 +141,7 @@ pub struct SessionKey {
 const RECALLS_WAITING_MAX: usize = 256;
 
 impl Session {
-    /// Opens a session on a volume and starts its tasks. `host` is what others are told of us.
+    /// Opens a session on a volume and keeps it. `host` is what others are told of us.
     ///
     /// # Errors
     /// `UnknownVolume`, `NotPermitted`, those of logging in, `Unavailable` after the policy's end.
@@ -149,7 +149,7 @@ impl Session {
         connection: Connection,
         volume: &str,
         host: &str,
-    ) -> Result<(Session, mpsc::Receiver<Recall>), FsError> {
+    ) -> Result<Session, FsError> {
         connection.name_session();
         let request = OpenSession { volume: volume.to_owned(), host: host.to_owned() };
         let sent_at = connection.clock().boottime();
@@ -167,14 +167,25 @@ impl Session {
             beating: tokio::sync::Mutex::default(),
             acknowledgements: events::Acknowledgements::default(),
         });
-        let (recall_sender, recalls) = mpsc::channel(RECALLS_WAITING_MAX);
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
         running.spawn(events::beat(Arc::clone(&core), stop.clone()));
-        running.spawn(events::acknowledge(Arc::clone(&core), stop.clone()));
-        running.spawn(events::listen(Arc::clone(&core), recall_sender, stop.clone()));
         let tasks = Arc::new(Tasks { stop, running: tokio::sync::Mutex::new(running) });
-        Ok((Session { core, tasks }, recalls))
+        Ok(Session { core, tasks })
+    }
+
+    /// From here on the session is told of recalls, which come out of what is returned, and of
+    /// changes in what it was promised. To be called once.
+    ///
+    /// A command that is done in a moment does without: the server need not remember it, and nobody
+    /// waits for it when it is killed.
+    pub async fn listen(&self) -> mpsc::Receiver<Recall> {
+        let (recall_sender, recalls) = mpsc::channel(RECALLS_WAITING_MAX);
+        let stop = &self.tasks.stop;
+        let mut running = self.tasks.running.lock().await;
+        running.spawn(events::acknowledge(Arc::clone(&self.core), stop.clone()));
+        running.spawn(events::listen(Arc::clone(&self.core), recall_sender, stop.clone()));
+        recalls
     }
 
     /// Calls a role for a local caller: with retries, a fresh ticket and a fresh session if need
@@ -376,6 +387,11 @@ impl Session {
 
     pub fn connection(&self) -> &Connection {
         &self.core.connection
+    }
+
+    /// As [`Connection::identity`].
+    pub fn identity(&self, caller: &Identity) -> Option<Identity> {
+        self.core.connection.identity(caller)
     }
 
     /// What the owner has promised this client.

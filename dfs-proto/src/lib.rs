@@ -26,6 +26,7 @@ pub mod lock;
 pub mod manifest;
 pub mod name;
 pub mod path;
+pub mod permission;
 pub mod promise;
 pub mod rpc;
 pub mod session;

@@ -15,7 +15,7 @@ use crate::credential::{Identity, Ticket};
 use crate::error::FsError;
 use crate::id::{OpId, SessionId};
 use crate::limits::HEAD_BYTES_MAX;
-use crate::promise::News;
+use crate::promise::{News, StreamNumber};
 
 /// Version of everything in this crate that crosses a wire.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -60,6 +60,10 @@ pub struct Envelope {
     /// The local user for whom the request is made; believed from machine tickets only.
     pub caller: Option<Identity>,
     pub session: Option<SessionId>,
+    /// The event stream on which the client is told of changes; what a mutation changed is told in
+    /// its reply to a client that still has this stream, else by a break. A file node names the
+    /// stream of the client for which it commits.
+    pub stream: Option<StreamNumber>,
     /// Present exactly if the operation mutates.
     pub op: Option<OpId>,
     /// The client's lowest op number without an answer: its watermark.
@@ -75,6 +79,7 @@ impl Default for Envelope {
             ticket: None,
             caller: None,
             session: None,
+            stream: None,
             op: None,
             lowest_unanswered: 0,
             deadline_ms: 30_000,

@@ -10,7 +10,7 @@ use dfs_proto::FsError;
 use dfs_proto::admin::Role;
 use dfs_proto::credential::{Identity, NOBODY, TicketHolder};
 use dfs_proto::id::{NodeId, OpId, SessionId};
-use dfs_proto::promise::News;
+use dfs_proto::promise::{News, StreamNumber};
 
 /// Who is at the other end, as far as it is proven.
 #[derive(Clone, Debug)]
@@ -92,11 +92,24 @@ pub struct Context {
 
 /// What goes beside a reply, for all who work on it to write to. Clones are the same cell.
 #[derive(Clone, Debug, Default)]
-pub struct NewsCell(Arc<Mutex<News>>);
+pub struct NewsCell {
+    /// The stream that the client has beside it.
+    stream: Option<StreamNumber>,
+    news: Arc<Mutex<News>>,
+}
 
 impl NewsCell {
+    pub fn beside(stream: Option<StreamNumber>) -> NewsCell {
+        NewsCell { stream, news: Arc::default() }
+    }
+
+    /// As [`dfs_proto::rpc::Envelope::stream`].
+    pub fn stream(&self) -> Option<StreamNumber> {
+        self.stream
+    }
+
     pub fn write(&self) -> MutexGuard<'_, News> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn take(&self) -> News {

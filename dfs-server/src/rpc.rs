@@ -30,7 +30,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt};
 use serde::Serialize;
 
-use crate::request::{Context, NewsCell, NodeProof, Peer};
+use crate::request::{Context, NodeProof, Peer};
 
 pub use authenticate::CheckTicket;
 pub use status::http_status;
@@ -95,17 +95,22 @@ impl Router {
         let (gate, handler) = (Arc::clone(&self.gate), Arc::new(handler));
         self.add(R::PATH, R::ACCESS, move |channel, head, payload| {
             let (gate, handler) = (Arc::clone(&gate), Arc::clone(&handler));
-            let news = NewsCell::default();
-            let beside = news.clone();
             let answer = async move {
-                let (envelope, request) = decode_request::<R>(&head)?;
-                check_op::<R>(&envelope)?;
-                let wait = wait_of(&envelope);
-                let context = Context { news, ..gate.admit(channel, envelope, R::ACCESS)? };
-                let answer = tokio::time::timeout(wait, handler(context, request, payload));
-                answer.await.unwrap_or_else(|_| Err(FsError::TimedOut { whom: "server".into() }))
+                let admitted = decode_request::<R>(&head).and_then(|(envelope, request)| {
+                    check_op::<R>(&envelope)?;
+                    let wait = wait_of(&envelope);
+                    Ok((gate.admit(channel, envelope, R::ACCESS)?, request, wait))
+                });
+                let (context, request, wait) = match admitted {
+                    Ok(admitted) => admitted,
+                    Err(error) => return (News::default(), Err(error)),
+                };
+                let news = context.news.clone();
+                let answer = tokio::time::timeout(wait, handler(context, request, payload)).await;
+                let late = |_| Err(FsError::TimedOut { whom: "server".into() });
+                (news.take(), answer.unwrap_or_else(late))
             };
-            answer.map(move |answer| whole_reply(R::PATH, &beside.take(), answer)).boxed()
+            answer.map(move |(news, answer)| whole_reply(R::PATH, &news, answer)).boxed()
         });
     }
 

@@ -64,7 +64,8 @@ impl Cell {
         let kind = LoginKind::Machine;
         let connection = Connection::to_cell(&self.credential, kind, policy, clock.clone());
         let connection = connection.unwrap();
-        let (session, recalls) = Session::open(connection, "main", "testhost").await.unwrap();
+        let session = Session::open(connection, "main", "testhost").await.unwrap();
+        let recalls = session.listen().await;
         let cache_dir = tempfile::tempdir().unwrap();
         let belongs =
             Belongs { cell: self.credential.fingerprint.clone(), volume: "main".to_owned() };

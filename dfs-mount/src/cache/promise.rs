@@ -22,7 +22,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dfs_proto::attr::Attr;
-use dfs_proto::credential::Identity;
 use dfs_proto::id::FileId;
 use dfs_proto::name::Name;
 use dfs_proto::promise::{Break, BreakNumber, DirChange, Promise, StreamNumber};
@@ -37,9 +36,6 @@ const NAMES_KEPT: usize = NAMES_MAX / 4 * 3;
 
 /// Most directories that are held. Source: the owner's bound for one session.
 const DIRS_MAX: usize = 65_536;
-
-/// Most callers of which a directory remembers that they may search it.
-const SEARCHERS_MAX: usize = 8;
 
 /// What is known of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,8 +86,6 @@ struct Dir {
     changed_at: Sequence,
     /// Whether it answered a question since it was last told of in a break.
     is_used: bool,
-    /// Callers that the server let search it, since its attributes changed last.
-    searchers: Vec<Identity>,
 }
 
 #[derive(Debug)]
@@ -99,6 +93,16 @@ struct Entry {
     attr: Option<Box<Attr>>,
     sequence: Sequence,
 }
+
+/// An inode, and a name by which its attributes may be known.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    pub fid: FileId,
+    pub place: Option<(FileId, &'a Name)>,
+}
+
+/// Whether the caller may do what it wants with an inode that has these attributes.
+pub type May<'a> = &'a dyn Fn(&Attr) -> bool;
 
 /// A moment, for telling whether something was forgotten since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,19 +151,24 @@ impl Promises {
         Since(self.state().forgotten)
     }
 
-    /// What a name in a directory names, if that is known at the time `now`. With `who`, only if
-    /// the server let that caller search the directory.
+    /// The stream that breaks come on, while there is one.
+    pub fn stream(&self) -> Option<StreamNumber> {
+        self.state().stream
+    }
+
+    /// What a name in a directory names, if that is known at the time `now`, and that the caller
+    /// may know it.
     pub fn look_up(
         &self,
-        (dir, name): (FileId, &Name),
-        who: Option<&Identity>,
+        dir: Subject<'_>,
+        name: &Name,
+        may: May<'_>,
         now: Duration,
     ) -> Option<Known> {
         let mut state = self.state();
-        let dir = state.live(now)?.get_mut(&dir)?;
-        if who.is_some_and(|who| !dir.searchers.contains(who)) {
-            return None;
-        }
+        let dirs = state.live(now)?;
+        may(attr_of(dirs, dir)?.0).then_some(())?;
+        let dir = dirs.get_mut(&dir.fid)?;
         let known = match dir.names.get(name) {
             Some(Entry { attr: Some(attr), sequence }) => Known::Here(attr.clone(), *sequence),
             Some(Entry { attr: None, .. }) => Known::Absent,
@@ -170,21 +179,34 @@ impl Promises {
         Some(known)
     }
 
-    /// The attributes of a held directory, and the commit they are as of.
-    pub fn dir_attr(&self, dir: FileId, now: Duration) -> Option<(Attr, Sequence)> {
+    /// The attributes of an inode, if they are known, and the commit they are as of: of a held
+    /// directory its own, of anything else those that its name has in a held directory.
+    pub fn attr(&self, of: Subject<'_>, now: Duration) -> Option<(Attr, Sequence)> {
         let mut state = self.state();
-        let dir = state.live(now)?.get_mut(&dir)?;
-        let (attr, sequence) = dir.attr.as_ref()?;
-        let known = (Attr::clone(attr), *sequence);
-        dir.is_used = true;
+        let dirs = state.live(now)?;
+        let (attr, sequence) = attr_of(dirs, of)?;
+        let known = (attr.clone(), sequence);
+        let holder =
+            if dirs.contains_key(&of.fid) { Some(of.fid) } else { of.place.map(|it| it.0) };
+        if let Some(dir) = holder.and_then(|holder| dirs.get_mut(&holder)) {
+            dir.is_used = true;
+        }
         Some(known)
     }
 
-    /// All names of a directory in their order, if they are known. `None` is also the answer for
-    /// one that is changed while it is listed again and again: the caller asks the server.
-    pub fn list(&self, dir: FileId, now: Duration) -> Option<(Vec<(Name, Attr)>, Sequence)> {
+    /// All names of a directory in their order, if they are known, and that the caller may know
+    /// them. `None` is also the answer for one that is changed while it is listed again and again:
+    /// the caller asks the server.
+    pub fn list(
+        &self,
+        dir: Subject<'_>,
+        may: May<'_>,
+        now: Duration,
+    ) -> Option<(Vec<(Name, Attr)>, Sequence)> {
         let mut state = self.state();
-        let dir = state.live(now)?.get_mut(&dir).filter(|dir| dir.is_whole)?;
+        let dirs = state.live(now)?;
+        may(attr_of(dirs, dir)?.0).then_some(())?;
+        let dir = dirs.get_mut(&dir.fid).filter(|dir| dir.is_whole)?;
         dir.is_used = true;
         let mut all: Vec<(Name, Attr)> = dir
             .names
@@ -208,21 +230,6 @@ impl Promises {
             Learnt::Name(name, attr) => usize::from(dir.set_name(name, attr, sequence)),
         };
         state.grew(added);
-    }
-
-    /// The server let a caller search a directory.
-    pub fn may_search(&self, promise: &Promise, dir: FileId, who: &Identity, since: Since) {
-        let mut state = self.state();
-        if state.accept(promise, dir, since).is_none() {
-            return;
-        }
-        let dir = state.hold(dir);
-        if !dir.searchers.contains(who) {
-            if dir.searchers.len() >= SEARCHERS_MAX {
-                dir.searchers.remove(0);
-            }
-            dir.searchers.push(who.clone());
-        }
     }
 
     /// All names of a directory, each as of the page that it was in. `promise` is that of the first
@@ -281,6 +288,17 @@ impl Promises {
         let state = self.state();
         (state.dirs.len(), state.name_count)
     }
+}
+
+/// What is known of an inode: of a directory that is held, in it; else in the one it has a name in.
+fn attr_of<'a>(dirs: &'a HashMap<FileId, Dir>, of: Subject<'_>) -> Option<(&'a Attr, Sequence)> {
+    if let Some((attr, sequence)) = dirs.get(&of.fid).and_then(|dir| dir.attr.as_ref()) {
+        return Some((attr, *sequence));
+    }
+    let (parent, name) = of.place?;
+    let Entry { attr, sequence } = dirs.get(&parent)?.names.get(name)?;
+    let attr = attr.as_deref().filter(|attr| attr.fid == of.fid)?;
+    Some((attr, *sequence))
 }
 
 impl State {
@@ -377,12 +395,6 @@ impl Dir {
     fn set_attr(&mut self, attr: &Attr, sequence: Sequence) {
         if self.attr.as_ref().is_some_and(|(_, known)| *known > sequence) {
             return;
-        }
-        let may_have_been_closed = self.attr.as_ref().is_none_or(|(known, _)| {
-            (known.mode, known.uid, known.gid) != (attr.mode, attr.uid, attr.gid)
-        });
-        if may_have_been_closed {
-            self.searchers.clear();
         }
         self.attr = Some((Box::new(attr.clone()), sequence));
     }

@@ -203,6 +203,11 @@ impl Connection {
         self.inner.policy
     }
 
+    /// As whom the servers let a local caller act; `None` if that is not known now.
+    pub fn identity(&self, caller: &Identity) -> Option<Identity> {
+        self.inner.tickets.identity(caller)
+    }
+
     pub fn begin_op(&self) -> OpGuard {
         self.inner.ops.begin()
     }
@@ -281,7 +286,7 @@ impl Connection {
             let envelope = self.envelope(sending, ticket.clone(), timeout);
             let unanswered = Unanswered { connection: R::CHANGES.then_some(self) };
             let (news, result) = self.send(to, &envelope, request, payload.clone()).await;
-            unanswered.is_over(&result);
+            unanswered.answered(&result);
             self.inner.promises.changed_here(&news.changes);
             if let Some(cell) = sending.promise {
                 cell.set(news.promise);
@@ -374,6 +379,7 @@ impl Connection {
             ticket,
             caller: sending.caller.cloned(),
             session: former.map(|former| former.session).or(own),
+            stream: self.inner.promises.stream(),
             op: sending.op.map(OpGuard::id),
             // Our watermark says nothing about another session's ops.
             lowest_unanswered: former
@@ -429,7 +435,7 @@ struct Unanswered<'a> {
 
 impl Unanswered<'_> {
     /// Whatever it changed was told, if this is an answer.
-    fn is_over<T>(mut self, result: &Result<T, CallError>) {
+    fn answered<T>(mut self, result: &Result<T, CallError>) {
         let is_open = result.as_ref().is_err_and(|error| error.is_transient() && !is_unsent(error));
         if !is_open {
             self.connection = None;

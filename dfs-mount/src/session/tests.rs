@@ -14,13 +14,20 @@ use dfs_proto::lock::Recall;
 use tokio::sync::mpsc;
 
 use super::Session;
+use super::connection::Connection;
 use crate::metrics::Counter;
 use crate::testing::client::{connect, unknown_fid};
 use crate::testing::fake_cell::FakeCell;
 
 async fn open(cell: &FakeCell, clock: &ManualClock) -> (Session, mpsc::Receiver<Recall>) {
     let connection = connect(Arc::new(cell.clone()), Arc::new(clock.clone()));
-    Session::open(connection, "main", "test").await.unwrap()
+    open_at(connection).await
+}
+
+async fn open_at(connection: Connection) -> (Session, mpsc::Receiver<Recall>) {
+    let session = Session::open(connection, "main", "test").await.unwrap();
+    let recalls = session.listen().await;
+    (session, recalls)
 }
 
 fn world() -> (FakeCell, ManualClock) {
@@ -203,7 +210,7 @@ async fn a_lossy_network_changes_nothing_but_the_time_it_takes() {
     let inner: Arc<dyn Dial> = Arc::new(cell.clone());
     let hostile = Arc::new(HostileDialer { inner, weather: Arc::clone(&weather) });
     let connection = connect(hostile, Arc::new(SystemClock));
-    let (session, _recalls) = Session::open(connection, "main", "test").await.unwrap();
+    let (session, _recalls) = open_at(connection).await;
     for _ in 0..50 {
         ping(&session).await.unwrap();
     }
@@ -218,7 +225,7 @@ async fn a_server_that_is_away_is_an_error_in_time() {
     let inner: Arc<dyn Dial> = Arc::new(cell.clone());
     let hostile = Arc::new(HostileDialer { inner, weather: Arc::clone(&weather) });
     let connection = connect(hostile, Arc::new(SystemClock));
-    let (session, _recalls) = Session::open(connection, "main", "test").await.unwrap();
+    let (session, _recalls) = open_at(connection).await;
     weather.partition(true);
     let ended = tokio::time::timeout(Duration::from_secs(5), ping(&session)).await.unwrap();
     assert!(ended.unwrap_err().is_transient());

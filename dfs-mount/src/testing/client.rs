@@ -73,8 +73,8 @@ impl TestClient {
     ) -> TestClient {
         let connection = connect(dial, Arc::clone(&clock));
         let metrics = Arc::clone(connection.metrics());
-        let (session, recalls) =
-            Session::open(connection, "main", "test").await.expect("the cell answers");
+        let session = Session::open(connection, "main", "test").await.expect("the cell answers");
+        let recalls = session.listen().await;
         let cache = Cache::open(dir, &belongs(), limits, clock, metrics).expect("cache opens");
         let fetcher = Fetcher::new(session.clone());
         let writeback =

@@ -1,19 +1,21 @@
 //! Questions that what the owner has promised answers, and what is learnt from the other answers.
 //!
-//! Names are answered only to callers whom the server let search the directory, since its rights
-//! changed last. Where the kernel judges mode bits it has asked for the attributes it needs before
-//! it lists a directory or opens a file; elsewhere the server is asked for both.
+//! Names, listings and contents are answered to callers whom the server would answer: the same rule
+//! decides (`dfs_proto::permission`), over attributes that are promised, and over the identity that
+//! the server takes the caller for.
 
 use dfs_proto::attr::{Attr, FileKind};
+use dfs_proto::credential::Identity;
 use dfs_proto::directory::{AttrReply, GetAttr, Lookup, ReadDir, ReadDirReply, Walk, WalkReply};
 use dfs_proto::error::FsError;
 use dfs_proto::id::FileId;
 use dfs_proto::name::Name;
+use dfs_proto::permission::{EXECUTE, READ, Rights};
 use dfs_proto::version::Sequence;
 
 use super::node::Node;
 use super::{Caller, Error, Vfs};
-use crate::cache::promise::{Known, Learnt, Promises};
+use crate::cache::promise::{Known, Learnt, Promises, Subject};
 use crate::session::connection::PromiseCell;
 
 impl Vfs {
@@ -22,35 +24,47 @@ impl Vfs {
     }
 
     /// What a name is known to name.
-    pub(super) fn known_name(&self, caller: &Caller, dir: FileId, name: &Name) -> Option<Known> {
-        let now = self.clock().boottime();
-        self.promises().look_up((dir, name), Some(&caller.identity), now)
+    pub(super) fn known_name(&self, caller: &Caller, dir: &Node, name: &Name) -> Option<Known> {
+        let (who, now) = (self.acts_as(caller)?, self.clock().boottime());
+        let may = |attr: &Attr| Rights::from(attr).allow(&who, EXECUTE);
+        self.about(dir, |dir| self.promises().look_up(dir, name, &may, now))
     }
 
-    /// The attributes of an inode, if they are known: of a directory its own, of anything else
-    /// those of the name by which it was last seen.
+    /// The attributes of an inode, if they are known.
     pub(super) fn known_attr(&self, node: &Node) -> Option<(Attr, Sequence)> {
         let now = self.clock().boottime();
-        let (is_directory, place) = {
-            let state = node.state();
-            (state.is_directory(), state.place().cloned())
-        };
-        if is_directory && let Some(known) = self.promises().dir_attr(node.fid, now) {
-            return Some(known);
-        }
-        let place = place?;
-        let parent = self.inner.inodes.get(place.parent)?;
-        match self.promises().look_up((parent.fid, &place.name), None, now)? {
-            Known::Here(attr, sequence) if attr.fid == node.fid => Some((*attr, sequence)),
-            Known::Here(..) | Known::Absent => None,
-        }
+        self.about(node, |node| self.promises().attr(node, now))
     }
 
-    /// All of a directory, if it is known; only where the kernel has judged who may read it.
-    pub(super) fn known_list(&self, dir: FileId) -> Option<(Vec<(Name, Attr)>, Sequence)> {
-        let now = self.clock().boottime();
-        let promises = self.inner.options.kernel_judges.then(|| self.promises())?;
-        promises.list(dir, now)
+    /// The same, if the caller may also read it.
+    pub(super) fn known_to_reader(&self, caller: &Caller, node: &Node) -> Option<(Attr, Sequence)> {
+        let who = self.acts_as(caller)?;
+        self.known_attr(node).filter(|(attr, _)| Rights::from(attr).allow(&who, READ))
+    }
+
+    /// All of a directory, if it is known.
+    pub(super) fn known_list(
+        &self,
+        caller: &Caller,
+        dir: &Node,
+    ) -> Option<(Vec<(Name, Attr)>, Sequence)> {
+        let (who, now) = (self.acts_as(caller)?, self.clock().boottime());
+        let may = |attr: &Attr| Rights::from(attr).allow(&who, READ);
+        self.about(dir, |dir| self.promises().list(dir, &may, now))
+    }
+
+    /// Whom the server takes a caller for.
+    fn acts_as(&self, caller: &Caller) -> Option<Identity> {
+        self.session().identity(&caller.identity)
+    }
+
+    /// Asks for what is known, by the name at which the inode was last seen.
+    fn about<T>(&self, node: &Node, ask: impl FnOnce(Subject<'_>) -> T) -> T {
+        let seen = node.state().place().cloned();
+        let parent = seen.as_ref().and_then(|seen| self.inner.inodes.get(seen.parent));
+        let place = parent.zip(seen).map(|(parent, seen)| (parent.fid, seen.name));
+        let place = place.as_ref().map(|(parent, name)| (*parent, name));
+        ask(Subject { fid: node.fid, place })
     }
 
     pub(super) async fn ask_lookup(
@@ -69,7 +83,6 @@ impl Vfs {
             let Lookup { parent, name } = request;
             let learnt = Learnt::Name(name, found);
             self.promises().learn(&promise, *parent, learnt, since);
-            self.promises().may_search(&promise, *parent, &caller.identity, since);
         }
         Ok(result?)
     }
@@ -100,7 +113,6 @@ impl Vfs {
         promises.learn(&promise, at.fid, Learnt::Dir(at), since);
         for (name, found) in request.names.iter().zip(&reply.found) {
             promises.learn(&promise, at.fid, Learnt::Name(name, Some(found)), since);
-            promises.may_search(&promise, at.fid, &caller.identity, since);
             if found.kind == FileKind::Directory {
                 promises.learn(&promise, found.fid, Learnt::Dir(found), since);
             }

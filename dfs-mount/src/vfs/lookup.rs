@@ -31,7 +31,7 @@ impl Vfs {
             _ => {
                 let request = Lookup { parent: directory.fid, name: Name::parse(&name)? };
                 let Answer { attr, sequence, answered_at } =
-                    self.answer_of_lookup(caller, &request).await?;
+                    self.answer_of_lookup(caller, &directory, &request).await?;
                 let place = Place { parent, name: request.name };
                 let entry = self.entry(attr, sequence, Some(place)).await;
                 if let Some(node) = self.inner.inodes.get(entry.nodeid) {
@@ -45,11 +45,16 @@ impl Vfs {
     }
 
     /// What the server says to a lookup, or has said to the walk that it is part of.
-    async fn answer_of_lookup(&self, caller: &Caller, request: &Lookup) -> Result<Answer, Error> {
+    async fn answer_of_lookup(
+        &self,
+        caller: &Caller,
+        directory: &Node,
+        request: &Lookup,
+    ) -> Result<Answer, Error> {
         let ahead = &self.inner.ahead;
         let Lookup { parent, name } = request;
         let now = self.clock().boottime();
-        let result = match self.known_name(caller, *parent, name) {
+        let result = match self.known_name(caller, directory, name) {
             Some(Known::Here(attr, sequence)) => {
                 Ok(Answer { attr: *attr, sequence, answered_at: now })
             }

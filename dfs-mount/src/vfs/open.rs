@@ -111,7 +111,7 @@ impl Vfs {
         for _ in 0..OVERTAKEN_MAX {
             let held = self.held(node).await;
             if let Some(clean) = &held.clean
-                && let Some(opened) = self.open_known(node, clean).await
+                && let Some(opened) = self.open_known(caller, node, clean).await
             {
                 return Ok(opened);
             }
@@ -129,14 +129,16 @@ impl Vfs {
     }
 
     /// A handle for reading the cached version without a request: if it is known to be the newest,
-    /// and the kernel has judged whether the caller may read it.
-    async fn open_known(&self, node: &Arc<Node>, clean: &CleanFile) -> Option<Opened> {
-        if !self.inner.options.kernel_judges {
-            return None;
-        }
+    /// and that the caller may read it.
+    async fn open_known(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        clean: &CleanFile,
+    ) -> Option<Opened> {
         let _gate = node.gate.lock().await;
         let asked_at = self.clock().boottime();
-        let (attr, sequence) = self.known_attr(node)?;
+        let (attr, sequence) = self.known_to_reader(caller, node)?;
         let is_newest = attr.data_version == clean.version && self.working(node).is_none();
         let file = clean.file.clone();
         let wanted = OpenVersion {

@@ -129,7 +129,7 @@ impl Vfs {
             return Ok(());
         };
         if number == 0
-            && let Some((all, sequence)) = self.known_list(node.fid)
+            && let Some((all, sequence)) = self.known_list(caller, node)
             && all.len() <= KNOWN_ENTRIES_MAX
         {
             let entries = all.into_iter().map(|(name, attr)| DirEntry { name, attr }).collect();

@@ -3,12 +3,11 @@
 use dfs_proto::FsError;
 use dfs_proto::attr::FileKind;
 use dfs_proto::credential::Identity;
+use dfs_proto::permission::Rights;
 
 use super::rows::InodeRow;
 
-pub const READ: u32 = 4;
-pub const WRITE: u32 = 2;
-pub const EXECUTE: u32 = 1;
+pub use dfs_proto::permission::{EXECUTE, READ, WRITE};
 
 pub const SET_USER_ID: u32 = 0o4000;
 pub const SET_GROUP_ID: u32 = 0o2000;
@@ -16,27 +15,17 @@ pub const STICKY: u32 = 0o1000;
 /// Every bit a mode may have.
 pub const MODE_BITS: u32 = 0o7777;
 
-/// Checks permission bits. Root may do all but execute what nobody may.
+/// Checks permission bits.
 ///
 /// # Errors
 /// `AccessDenied`.
 pub fn check(row: &InodeRow, who: &Identity, want: u32) -> Result<(), FsError> {
-    if who.is_root() {
-        let is_executable = row.is_dir() || row.mode & 0o111 != 0;
-        return allow(want & EXECUTE == 0 || is_executable);
-    }
-    let shift = if who.uid == row.uid {
-        6
-    } else if who.is_in_group(row.gid) {
-        3
+    let InodeRow { kind, mode, uid, gid, .. } = *row;
+    if (Rights { kind, mode, uid, gid }).allow(who, want) {
+        Ok(())
     } else {
-        0
-    };
-    allow((row.mode >> shift) & want == want)
-}
-
-fn allow(is_allowed: bool) -> Result<(), FsError> {
-    if is_allowed { Ok(()) } else { Err(FsError::AccessDenied) }
+        Err(FsError::AccessDenied)
+    }
 }
 
 /// Whether `who` may add, remove or replace entries of `dir`.
@@ -105,25 +94,6 @@ mod tests {
 
     fn who(uid: u32, gid: u32, groups: &[u32]) -> Identity {
         Identity { uid, gid, groups: groups.to_vec() }
-    }
-
-    #[test]
-    fn exactly_one_class_of_bits_decides() {
-        let row = InodeRow { uid: 1, gid: 2, mode: 0o074, ..inode_row(FileKind::File) };
-        assert!(check(&row, &who(1, 2, &[]), READ).is_err(), "the owner's class is empty");
-        assert!(check(&row, &who(9, 2, &[]), READ | WRITE | EXECUTE).is_ok());
-        assert!(check(&row, &who(9, 9, &[3, 2]), WRITE).is_ok());
-        assert!(check(&row, &who(9, 9, &[3]), READ).is_ok());
-        assert!(check(&row, &who(9, 9, &[3]), WRITE).is_err());
-    }
-
-    #[test]
-    fn root_may_all_but_execute_what_nobody_may() {
-        let row = InodeRow { mode: 0o600, ..inode_row(FileKind::File) };
-        assert!(check(&row, &Identity::ROOT, READ | WRITE).is_ok());
-        assert!(check(&row, &Identity::ROOT, EXECUTE).is_err());
-        let dir = InodeRow { mode: 0, ..inode_row(FileKind::Directory) };
-        assert!(check(&dir, &Identity::ROOT, EXECUTE | WRITE).is_ok());
     }
 
     #[test]

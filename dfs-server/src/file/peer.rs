@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use dfs_proto::FsError;
 use dfs_proto::id::NodeId;
+use dfs_proto::promise::StreamNumber;
 use dfs_proto::rpc::{Envelope, Rpc};
 
 use super::FileNode;
@@ -95,6 +96,11 @@ impl FileNode {
         let answer = client.call(&envelope(wait), request, payload).await;
         Ok(answer.map_err(dfs_proto::client::CallError::into_fs)?.reply)
     }
+}
+
+/// The envelope of a call for a client, whose event stream is `stream`.
+pub(super) fn envelope_for(stream: Option<StreamNumber>, wait: Duration) -> Envelope {
+    Envelope { stream, ..envelope(wait) }
 }
 
 /// The envelope of a call to another server: who calls is proven by certificate.

@@ -19,7 +19,7 @@ use dfs_proto::manifest::Manifest;
 
 use super::FileNode;
 use super::fetch::check_count;
-use super::peer::envelope;
+use super::peer::envelope_for;
 use super::replicate::{Expected, Parcel};
 use crate::request::Context;
 
@@ -81,7 +81,8 @@ impl FileNode {
         let volume = commit.change.capability.right.fid.volume;
         let attempt = |wait: Duration| async move {
             let client = self.parts.peers.directory(volume)?;
-            let (news, answer) = client.call_with_news(&envelope(wait), commit, Vec::new()).await?;
+            let envelope = envelope_for(context.news.stream(), wait);
+            let (news, answer) = client.call_with_news(&envelope, commit, Vec::new()).await?;
             *context.news.write() = news;
             Ok(answer?.reply)
         };

@@ -50,7 +50,7 @@ impl Gate {
             lowest_unanswered: envelope.lowest_unanswered,
             deadline: self.clock.boottime() + wait,
             address,
-            news: NewsCell::default(),
+            news: NewsCell::beside(envelope.stream),
         })
     }
 

@@ -9,7 +9,8 @@
 //!    session was closed. While a break is open the lease is not renewed, so that it does end.
 //! 3. A stream that cannot take a break is ended, but its promises stay: the client does not know,
 //!    and each change of what it holds waits for the same end of the lease. It gets no new ones.
-//! 4. The one who makes the change learns of it by the reply. A repeated request is answered with
+//! 4. The one who makes the change learns of it by the reply, if its request names the stream that
+//!    is live when the change is made; else it is told like all others. A repeated request is answered with
 //!    the same changes again, from [`Recent`]; if they were dropped from there, the session is
 //!    treated like one that did not acknowledge.
 
@@ -141,6 +142,7 @@ impl Sessions {
             }
         }
         if let Some(origin) = origin
+            && table.has_beside(origin)
             && let Some(changes) = mail.remove(&origin.op.session)
         {
             table.tell_origin(origin, changes);
@@ -223,6 +225,13 @@ impl Table {
         session.recent = Recent::default();
         let acknowledged = session.last_break;
         session.progress.send_replace(Progress { stream: None, acknowledged });
+    }
+
+    /// Whether the reply of a mutation comes to a client that has the stream of today. One that
+    /// began another one since does not wait for this reply, and learns of the change as others do.
+    fn has_beside(&self, origin: &Origin) -> bool {
+        let listener = self.sessions.get(&origin.op.session).and_then(|it| it.listener.as_ref());
+        listener.is_some_and(|listener| Some(listener.stream) == origin.news.stream())
     }
 
     fn tell_origin(&mut self, origin: &Origin, changes: Vec<DirChange>) {

@@ -1,7 +1,9 @@
 use std::collections::VecDeque;
 
 use dfs_proto::attr::{FileKind, Timestamp};
+use dfs_proto::credential::Identity;
 use dfs_proto::id::{InodeNo, VolumeId};
+use dfs_proto::permission::{EXECUTE, Rights};
 use dfs_proto::version::{DataVersion, DirVersion, Epoch};
 use proptest::prelude::*;
 
@@ -49,6 +51,8 @@ fn attr(inode: u64, size: u64) -> Attr {
 }
 
 const DIR: u64 = 7;
+const THE_DIR: Subject<'_> =
+    Subject { fid: FileId::new(VolumeId(1), InodeNo(DIR), Epoch(1)), place: None };
 
 fn promise(after: u64, counter: u64) -> Promise {
     let sequence = at(counter);
@@ -72,7 +76,7 @@ fn live() -> Promises {
 }
 
 fn size_of(promises: &Promises, text: &str) -> Option<Option<u64>> {
-    promises.look_up((fid(DIR), &name(text)), None, NOW).map(|known| match known {
+    promises.look_up(THE_DIR, &name(text), &|_| true, NOW).map(|known| match known {
         Known::Here(attr, _) => Some(attr.size),
         Known::Absent => None,
     })
@@ -80,6 +84,8 @@ fn size_of(promises: &Promises, text: &str) -> Option<Option<u64>> {
 
 fn learn(promises: &Promises, promise: &Promise, text: &str, attr: Option<&Attr>) {
     let since = promises.moment();
+    let dir = self::attr(DIR, promise.sequence.counter);
+    promises.learn(promise, fid(DIR), Learnt::Dir(&dir), since);
     promises.learn(promise, fid(DIR), Learnt::Name(&name(text), attr), since);
 }
 
@@ -91,7 +97,8 @@ fn what_was_promised_is_known_until_the_lease_or_the_stream_ends() {
     assert_eq!(size_of(&promises, "a"), Some(Some(1)));
     assert_eq!(size_of(&promises, "b"), Some(None));
     assert_eq!(size_of(&promises, "c"), None);
-    assert_eq!(promises.look_up((fid(DIR), &name("a")), None, FOR_EVER), None, "the lease ended");
+    let later = promises.look_up(THE_DIR, &name("a"), &|_| true, FOR_EVER);
+    assert_eq!(later, None, "the lease ended");
     promises.stream_ended();
     assert_eq!(size_of(&promises, "a"), None);
     promises.stream_began(StreamNumber(2));
@@ -111,7 +118,7 @@ fn a_break_changes_what_is_known_and_says_what_was_used() {
     assert!(second.is_empty(), "nobody asked in between");
     assert_eq!(size_of(&promises, "a"), Some(Some(2)));
     assert_eq!(size_of(&promises, "b"), Some(None));
-    assert_eq!(promises.dir_attr(fid(DIR), NOW).unwrap().0.size, 7);
+    assert_eq!(promises.attr(THE_DIR, NOW).unwrap().0.size, 7);
     let third = promises.break_came(&told(3, vec![change(8, vec![])]));
     assert_eq!(third, [fid(DIR)]);
 }
@@ -160,31 +167,52 @@ fn a_whole_directory_knows_what_is_not_there() {
     let (a, there) = (name("a"), attr(20, 1));
     let names = [(&a, &there, at(5))].into_iter();
     promises.learn_all(&promise(0, 5), fid(DIR), names, promises.moment());
+    assert_eq!(size_of(&promises, "a"), None, "who may search it is not known");
+    promises.learn(&promise(0, 5), fid(DIR), Learnt::Dir(&attr(DIR, 1)), promises.moment());
     assert_eq!(size_of(&promises, "zzz"), Some(None));
-    let (all, _) = promises.list(fid(DIR), NOW).unwrap();
+    let (all, _) = promises.list(THE_DIR, &|_| true, NOW).unwrap();
+    assert_eq!(promises.list(THE_DIR, &|_| false, NOW), None);
     assert_eq!(all, [(name("a"), attr(20, 1))]);
     promises.changed_here(&[change(6, vec![(name("b"), Some(attr(21, 1)))])]);
-    assert_eq!(promises.list(fid(DIR), NOW).unwrap().0.len(), 2);
+    assert_eq!(promises.list(THE_DIR, &|_| true, NOW).unwrap().0.len(), 2);
     assert_eq!(promises.size(), (1, 2));
     // Whether a name that an overtaken change made is still there cannot be known.
     promises.changed_here(&[change(9, vec![])]);
     promises.changed_here(&[change(8, vec![(name("c"), Some(attr(22, 1)))])]);
     assert_eq!(size_of(&promises, "c"), None);
-    assert_eq!(promises.list(fid(DIR), NOW), None);
+    assert_eq!(promises.list(THE_DIR, &|_| true, NOW), None);
 }
 
 #[test]
-fn only_callers_whom_the_server_let_in_are_answered_and_only_until_the_rights_change() {
+fn whether_a_caller_may_search_is_decided_by_the_newest_rights() {
     let promises = live();
-    let (ann, bob) = (Identity::ROOT, Identity { uid: 5, ..Identity::ROOT });
-    promises.learn(&promise(0, 5), fid(DIR), Learnt::Dir(&attr(DIR, 1)), promises.moment());
     learn(&promises, &promise(0, 5), "a", Some(&attr(20, 1)));
-    promises.may_search(&promise(0, 5), fid(DIR), &ann, promises.moment());
-    let asks = |who: &Identity| promises.look_up((fid(DIR), &name("a")), Some(who), NOW).is_some();
-    assert!(asks(&ann) && !asks(&bob));
-    let closed = DirChange { attr: Some(Attr { mode: 0, ..attr(DIR, 1) }), ..change(6, vec![]) };
-    promises.break_came(&told(1, vec![closed]));
-    assert!(!asks(&ann));
+    let asks = |uid| {
+        let who = Identity { uid, gid: 9, groups: vec![] };
+        let may = move |attr: &Attr| Rights::from(attr).allow(&who, EXECUTE);
+        promises.look_up(THE_DIR, &name("a"), &may, NOW).is_some()
+    };
+    assert!(asks(0) && asks(5));
+    let closed = Attr { mode: 0o700, ..attr(DIR, 1) };
+    promises.break_came(&told(1, vec![DirChange { attr: Some(closed), ..change(6, vec![]) }]));
+    assert!(asks(0) && !asks(5));
+}
+
+#[test]
+fn the_rights_of_a_directory_may_be_known_from_the_one_above() {
+    let promises = live();
+    let above = Subject { fid: fid(3), place: None };
+    let dir_name = name("d");
+    let both = Promise { dirs: vec![fid(3), fid(DIR)], ..promise(0, 5) };
+    let dir = attr(DIR, 1);
+    promises.learn(&both, fid(3), Learnt::Name(&dir_name, Some(&dir)), promises.moment());
+    promises.learn(&both, fid(DIR), Learnt::Name(&name("a"), None), promises.moment());
+    let from_above = Subject { place: Some((above.fid, &dir_name)), ..THE_DIR };
+    let may = |attr: &Attr| attr.size == 1;
+    assert_eq!(promises.look_up(from_above, &name("a"), &may, NOW), Some(Known::Absent));
+    assert_eq!(promises.look_up(THE_DIR, &name("a"), &may, NOW), None);
+    let other = Subject { fid: fid(8), ..from_above };
+    assert_eq!(promises.attr(other, NOW), None, "the name names another inode");
 }
 
 #[test]
@@ -316,10 +344,12 @@ impl World {
         match reply {
             Reply::Name(promise, index, attr, since) => {
                 let name = name(NAMES[index]);
+                self.learn_dir(&promise, since);
                 let learnt = Learnt::Name(&name, attr.as_ref());
                 self.promises.learn(&promise, fid(DIR), learnt, since);
             }
             Reply::All(promise, all, since) => {
+                self.learn_dir(&promise, since);
                 let names = all.iter().map(|(name, attr)| (name, attr, promise.sequence));
                 self.promises.learn_all(&promise, fid(DIR), names, since);
             }
@@ -328,6 +358,11 @@ impl World {
                 self.return_to_caller(index, change.sequence.counter);
             }
         }
+    }
+
+    fn learn_dir(&self, promise: &Promise, since: Since) {
+        let dir = attr(DIR, promise.sequence.counter);
+        self.promises.learn(promise, fid(DIR), Learnt::Dir(&dir), since);
     }
 
     fn return_to_caller(&mut self, index: usize, counter: u64) {

@@ -8,11 +8,9 @@ use dfs_proto::directory::{GetAttr, Lookup, Open, OpenAccess, OpenReply, ReadDir
 use dfs_proto::dirent::DirEntry;
 use dfs_proto::id::FileId;
 use dfs_proto::limits::DIR_PAGE_ENTRIES_MAX;
-use dfs_proto::lock::Recall;
 use dfs_proto::name::Name;
 use dfs_proto::path::Walk;
 use dfs_proto::rpc::Rpc;
-use tokio::sync::mpsc;
 
 use crate::cli::cell;
 use crate::cli::failure::{Context, Failure};
@@ -61,8 +59,6 @@ pub struct Volume {
     url: VolumeUrl,
     session: Session,
     caller: Identity,
-    /// A command gives each lock back as soon as it can, recalled or not.
-    _recalls: mpsc::Receiver<Recall>,
 }
 
 /// A name in a directory.
@@ -83,9 +79,9 @@ impl Volume {
         let connection = cell::connect(&cell::credential(Some(&url.cell))?)?;
         let host = cell::host_name();
         let opened = Session::open(connection, &url.volume, &host).await;
-        let (session, recalls) = opened.about(|| format!("cannot open {url}"))?;
+        let session = opened.about(|| format!("cannot open {url}"))?;
         let caller = cell::own_identity();
-        Ok(Volume { url: url.clone(), session, caller, _recalls: recalls })
+        Ok(Volume { url: url.clone(), session, caller })
     }
 
     pub fn session(&self) -> &Session {

@@ -141,9 +141,10 @@ async fn assemble(plan: &Plan, connection: Connection) -> Result<Parts, Failure>
     let config = &plan.config;
     let cache = open_cache(plan, &connection).await?;
     let host = cell::host_name();
-    let (session, recalls) = Session::open(connection, &config.url.volume, &host)
+    let session = Session::open(connection, &config.url.volume, &host)
         .await
         .about(|| format!("cannot mount {}", config.url))?;
+    let recalls = session.listen().await;
     let fetcher = Fetcher::new(session.clone());
     let writeback = Writeback::start(session.clone(), cache.clone(), recalls)
         .await

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use super::cell::{Cell, User, name};
 use super::model::{Op, Real, USERS, ops, settled};
+use crate::request::NewsCell;
 
 type Entries = BTreeMap<Name, Attr>;
 
@@ -62,6 +63,7 @@ impl Holder {
             panic!("the stream does not begin");
         };
         let (held, breaks) = (BTreeMap::new(), Vec::new());
+        let user = User { news: NewsCell::beside(Some(number)), ..user };
         Holder { user, stream, number, held, breaks, is_using: true }
     }
 

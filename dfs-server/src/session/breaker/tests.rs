@@ -10,7 +10,7 @@ use dfs_proto::credential::TicketHolder;
 use dfs_proto::id::OpId;
 use dfs_proto::limits::SESSION_LEASE;
 use dfs_proto::name::Name;
-use dfs_proto::promise::USED_DIRS_MAX;
+use dfs_proto::promise::{News, USED_DIRS_MAX};
 use dfs_proto::session::Acknowledge;
 use dfs_proto::version::{DataVersion, DirVersion, Epoch};
 use tokio::sync::mpsc;
@@ -70,7 +70,13 @@ fn change(inode: u64) -> DirChange {
 }
 
 fn origin(id: SessionId, number: u64, watermark: u64) -> Origin {
-    Origin { op: OpId { session: id, number }, watermark, news: NewsCell::default() }
+    let news = NewsCell::beside(Some(first_stream(id)));
+    Origin { op: OpId { session: id, number }, watermark, news }
+}
+
+/// The stream that [`Owner::new`] gives a session.
+fn first_stream(id: SessionId) -> StreamNumber {
+    StreamNumber(1 << 32 | if id == ANN { 1 } else { 2 })
 }
 
 fn is_over(hold: &mut Option<Hold>) -> bool {
@@ -118,6 +124,24 @@ impl Owner {
             other => panic!("no break but {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_change_by_a_request_from_before_the_stream_is_told_on_the_stream() {
+    let mut owner = Owner::new();
+    let late = origin(BOB, 1, 1);
+    owner.bob = owner.sessions.listen(BOB, "bob", Epoch(1)).unwrap();
+    owner.bob.try_recv().unwrap();
+    owner.promise(BOB, &[1]).unwrap();
+    let mut hold = owner.tell(&[1], Some(&late));
+    assert_eq!(late.news.take(), News::default(), "nobody waits for its reply");
+    assert_eq!(owner.bobs_break().changes, [change(1)]);
+    assert!(!is_over(&mut hold));
+    owner.acknowledge(1, &[]);
+    assert!(is_over(&mut hold));
+    let without = Origin { news: NewsCell::default(), ..origin(BOB, 2, 1) };
+    owner.tell(&[1], Some(&without));
+    assert_eq!(owner.bobs_break().number, BreakNumber(2), "it named no stream");
 }
 
 #[test]
