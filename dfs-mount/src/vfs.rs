@@ -33,7 +33,6 @@ mod removed;
 mod space;
 mod statfs;
 mod walk;
-mod walk_ahead;
 mod xattr;
 
 use std::sync::Arc;
@@ -57,7 +56,6 @@ use crate::writeback::Writeback;
 use handle_table::HandleTable;
 use inode_table::InodeTable;
 use node::Node;
-use walk_ahead::WalksAhead;
 
 pub use attr::Change;
 pub use create::{CreateHow, Created};
@@ -166,7 +164,6 @@ struct Inner {
     /// Whether the kernel has refused to read a cache file, or mappings of them would be unseen.
     passthrough_refused: AtomicBool,
     inodes: InodeTable,
-    ahead: WalksAhead,
     files: HandleTable<io::FileHandle>,
     directories: HandleTable<readdir::DirHandle>,
     /// Tasks that look after files that are mapped and not open.
@@ -188,7 +185,6 @@ impl Vfs {
                 options,
                 passthrough_refused: AtomicBool::new(is_blind),
                 inodes: InodeTable::new(root),
-                ahead: WalksAhead::default(),
                 files: HandleTable::default(),
                 directories: HandleTable::default(),
                 mapped: TaskTracker::new(),

@@ -81,27 +81,6 @@ pub struct GetAttr {
 }
 rpc!(GetAttr => AttrReply, "directory.getattr", User);
 
-/// Attributes of an inode, and of what names lead to from there, one after another, all as of one
-/// moment. Shape: up to `WALK_NAMES_MAX` names.
-///
-/// Errors: `Stale` for `fid` itself, `TooLarge`. A name that [`Lookup`] would refuse is no error:
-/// the walk ends before it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Walk {
-    pub fid: FileId,
-    pub names: Vec<Name>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WalkReply {
-    /// Those of `Walk::fid`.
-    pub attr: Attr,
-    /// Those of what the names led to, in order; shorter than the names if the walk ended before.
-    pub found: Vec<Attr>,
-    pub sequence: Sequence,
-}
-rpc!(Walk => WalkReply, "directory.walk", User);
-
 /// Changes mode, owner or times.
 ///
 /// Errors: `NotPermitted`, `AccessDenied`, `Stale`, `InvalidArgument`.

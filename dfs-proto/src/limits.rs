@@ -56,11 +56,6 @@ pub const MANIFEST_EXTENTS_MAX: usize = 64 << 10;
 /// Most entries of a directory page.
 pub const DIR_PAGE_ENTRIES_MAX: u32 = 4096;
 
-/// Most names of one walk.
-///
-/// Why 16: deeper than programs work; what lies below is looked up name by name.
-pub const WALK_NAMES_MAX: usize = 16;
-
 /// Most chunks named by one request.
 pub const CHUNKS_PER_REQUEST_MAX: usize = 4096;
 

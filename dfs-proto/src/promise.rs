@@ -38,7 +38,7 @@ pub struct Promise {
     pub after: BreakNumber,
     /// The state that the reply describes, also if it is an error.
     pub sequence: Sequence,
-    /// The directories. Shape: none twice, at most `WALK_NAMES_MAX` + 1.
+    /// The directories. Shape: none twice.
     pub dirs: Vec<FileId>,
 }
 

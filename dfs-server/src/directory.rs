@@ -35,7 +35,7 @@ use dfs_proto::clock::Clock;
 use dfs_proto::directory::{
     AttrReply, ChangeAttr, Durability, EntryReply, GetAttr, Lookup, LookupParent, MakeDir,
     MakeLink, MakeNode, MakeSymlink, Outcome, OutcomeReply, ReadDir, ReadDirReply, ReadLink,
-    RemoveDir, Rename, RenameReply, StatFs, Unlink, Walk, WalkReply,
+    RemoveDir, Rename, RenameReply, StatFs, Unlink,
 };
 use dfs_proto::id::{FileId, NodeId, VolumeId};
 use dfs_proto::name::Name;
@@ -184,25 +184,19 @@ impl Directory {
         store.read(move |txn| lookup::parent(txn, request.fid)).await
     }
 
+    /// Whether it is a directory is known only when it is read; so one that is found to be is
+    /// registered, and read again.
     pub async fn getattr(&self, context: Context, request: GetAttr) -> Result<AttrReply, FsError> {
-        let walk = Walk { fid: request.fid, names: Vec::new() };
-        let WalkReply { attr, sequence, .. } = self.walk(context, walk).await?;
-        Ok(AttrReply { attr, sequence })
-    }
-
-    /// Which directories it goes through is known only when it is read; so what was found then is
-    /// registered, and read again. What it goes through only then is not promised.
-    pub async fn walk(&self, context: Context, request: Walk) -> Result<WalkReply, FsError> {
-        lookup::check_walk(&request)?;
-        let store = &self.volume_of(request.fid)?.store;
-        let work = |txn: &mut ReadTxn| lookup::walk(txn, &request, &context.identity);
+        let fid = request.fid;
+        let store = &self.volume_of(fid)?.store;
+        let work = move |txn: &mut ReadTxn| lookup::getattr(txn, fid);
         let found = store.read(work).await?;
-        let Some(registered) = self.register(&context, &lookup::through(&request, &found)) else {
+        if found.attr.kind != FileKind::Directory {
             return Ok(found);
-        };
+        }
+        let Some(registered) = self.register(&context, &[fid]) else { return Ok(found) };
         let found = store.read(work).await?;
-        let through = lookup::through(&request, &found);
-        promise(&context, Some(registered), &through, found.sequence);
+        promise(&context, Some(registered), &[fid], found.sequence);
         Ok(found)
     }
 

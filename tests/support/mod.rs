@@ -341,16 +341,9 @@ impl Mount<'_> {
     }
 }
 
-/// Requests that budgets do not count while there are no promises, and those of the background.
-const UNCOUNTED: [&str; 7] = [
-    "directory.lookup",
-    "directory.getattr",
-    "directory.walk",
-    "session.heartbeat",
-    "session.events",
-    "admin.map",
-    "auth.renew",
-];
+/// Requests of the background, which budgets do not count.
+const UNCOUNTED: [&str; 5] =
+    ["session.acknowledge", "session.heartbeat", "session.events", "admin.map", "auth.renew"];
 
 impl Drop for Mount<'_> {
     fn drop(&mut self) {

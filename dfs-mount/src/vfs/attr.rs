@@ -12,12 +12,11 @@ use std::time::{Duration, SystemTime};
 use dfs_proto::admin::Role;
 use dfs_proto::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
 use dfs_proto::credential::Identity;
-use dfs_proto::directory::{AttrReply, ChangeAttr, Durability, GetAttr, Walk};
+use dfs_proto::directory::{AttrReply, ChangeAttr, Durability, GetAttr};
 use dfs_proto::error::FsError;
 
 use super::node::{First, Node};
 use super::open::OpenHow;
-use super::walk_ahead::Ahead;
 use super::{Caller, Entry, Error, Vfs};
 use crate::writeback::Working;
 
@@ -51,56 +50,13 @@ impl Vfs {
         if let Some((attr, sequence)) = self.known_attr(&node) {
             return Ok(self.told(&node, attr, sequence));
         }
-        if let Some(ahead) = self.walk_from(caller, &node) {
-            return self.walk_ahead(caller, &node, &ahead).await;
-        }
-        let just_looked_up = node.state().attr_of_lookup(caller.pid, self.clock().boottime());
-        if let Some(attr) = just_looked_up {
-            return Ok(Entry { nodeid: node.nodeid, attr: self.shown(&node, attr) });
-        }
         if let Some(attr) = self.attr_while_writing(&node) {
             return Ok(Entry { nodeid: node.nodeid, attr });
         }
-        let change_count = node.state().change_count();
         match self.ask_getattr(caller, node.fid).await {
-            Ok(AttrReply { attr, sequence }) => {
-                let entry = self.told(&node, attr, sequence);
-                self.asked(caller, &node, change_count);
-                Ok(entry)
-            }
+            Ok(AttrReply { attr, sequence }) => Ok(self.told(&node, attr, sequence)),
             Err(Error::Fs(FsError::Stale)) if node.may_be_in_use() => self.removed(&node),
             Err(error) => Err(error),
-        }
-    }
-
-    /// The walk that a question for a directory's attributes begins, as far as it can be known.
-    fn walk_from(&self, caller: &Caller, node: &Node) -> Option<Ahead> {
-        if !self.inner.options.kernel_judges || !node.state().is_directory() {
-            return None;
-        }
-        self.inner.ahead.question(caller.pid, node.fid, self.clock().boottime())
-    }
-
-    /// Attributes of a directory, and of those on the way that the thread is about to go.
-    async fn walk_ahead(
-        &self,
-        caller: &Caller,
-        node: &Node,
-        ahead: &Ahead,
-    ) -> Result<Entry, Error> {
-        let change_count = node.state().change_count();
-        let request = Walk { fid: node.fid, names: ahead.names.clone() };
-        let reply = self.ask_walk(caller, &request).await?;
-        self.inner.ahead.answered(caller, ahead, &reply, self.clock().boottime());
-        let entry = self.told(node, reply.attr, reply.sequence);
-        self.asked(caller, node, change_count);
-        Ok(entry)
-    }
-
-    /// A thread was told of a node; if it is a directory, it may ask again at once.
-    fn asked(&self, caller: &Caller, node: &Node, change_count: u64) {
-        if self.inner.options.kernel_judges {
-            node.state().asked(caller.pid, change_count, self.clock().boottime());
         }
     }
 
@@ -187,8 +143,6 @@ impl Vfs {
         }
         // By which the server judges the rest.
         self.send_first(&node).await;
-        let is_directory = node.state().is_directory();
-        let _changing = is_directory.then(|| self.changing(node.clone()));
         let request = ChangeAttr { fid: node.fid, set };
         match self.ask(caller, &request).await {
             Ok(AttrReply { attr, sequence }) => Ok(self.told(&node, attr, sequence)),

@@ -4,9 +4,9 @@
 //! decides (`dfs_proto::permission`), over attributes that are promised, and over the identity that
 //! the server takes the caller for.
 
-use dfs_proto::attr::{Attr, FileKind};
+use dfs_proto::attr::Attr;
 use dfs_proto::credential::Identity;
-use dfs_proto::directory::{AttrReply, GetAttr, Lookup, ReadDir, ReadDirReply, Walk, WalkReply};
+use dfs_proto::directory::{AttrReply, GetAttr, Lookup, ReadDir, ReadDirReply};
 use dfs_proto::error::FsError;
 use dfs_proto::id::FileId;
 use dfs_proto::name::Name;
@@ -67,9 +67,12 @@ impl Vfs {
         ask(Subject { fid: node.fid, place })
     }
 
+    /// Asks for a name, and for the directory's attributes if they are not known: without them the
+    /// next question for a name there would have to be asked, too.
     pub(super) async fn ask_lookup(
         &self,
         caller: &Caller,
+        directory: &Node,
         request: &Lookup,
     ) -> Result<AttrReply, Error> {
         let (since, cell) = (self.promises().moment(), PromiseCell::default());
@@ -83,6 +86,10 @@ impl Vfs {
             let Lookup { parent, name } = request;
             let learnt = Learnt::Name(name, found);
             self.promises().learn(&promise, *parent, learnt, since);
+            if self.known_attr(directory).is_none() {
+                // What goes wrong with it is said to those who ask for it.
+                let _ = self.ask_getattr(caller, *parent).await;
+            }
         }
         Ok(result?)
     }
@@ -96,27 +103,6 @@ impl Vfs {
         let reply = self.session().ask(&caller.identity, &GetAttr { fid }, &cell).await?;
         if let Some(promise) = cell.take() {
             self.promises().learn(&promise, fid, Learnt::Dir(&reply.attr), since);
-        }
-        Ok(reply)
-    }
-
-    pub(super) async fn ask_walk(
-        &self,
-        caller: &Caller,
-        request: &Walk,
-    ) -> Result<WalkReply, Error> {
-        let (since, cell) = (self.promises().moment(), PromiseCell::default());
-        let reply = self.session().ask(&caller.identity, request, &cell).await?;
-        let Some(promise) = cell.take() else { return Ok(reply) };
-        let promises = self.promises();
-        let mut at = &reply.attr;
-        promises.learn(&promise, at.fid, Learnt::Dir(at), since);
-        for (name, found) in request.names.iter().zip(&reply.found) {
-            promises.learn(&promise, at.fid, Learnt::Name(name, Some(found)), since);
-            if found.kind == FileKind::Directory {
-                promises.learn(&promise, found.fid, Learnt::Dir(found), since);
-            }
-            at = found;
         }
         Ok(reply)
     }

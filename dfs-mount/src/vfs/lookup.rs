@@ -1,9 +1,7 @@
-//! Names to inodes: one request for each that was not asked ahead, and the rule which nodeid the
+//! Names to inodes: one request for each that is not known, and the rule which nodeid the
 //! kernel is told.
 
-use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dfs_proto::attr::{Attr, FileKind};
 use dfs_proto::directory::{AttrReply, Lookup, LookupParent};
@@ -13,7 +11,6 @@ use dfs_proto::version::Sequence;
 
 use super::namespace::At;
 use super::node::{Node, Place};
-use super::walk_ahead::Answer;
 use super::{Caller, Entry, Error, Vfs};
 use crate::cache::promise::Known;
 
@@ -30,13 +27,12 @@ impl Vfs {
             b".." => self.ask(caller, &LookupParent { fid: directory.fid }).await?,
             _ => {
                 let request = Lookup { parent: directory.fid, name: Name::parse(&name)? };
-                let Answer { attr, sequence, answered_at } =
+                let AttrReply { attr, sequence } =
                     self.answer_of_lookup(caller, &directory, &request).await?;
                 let place = Place { parent, name: request.name };
                 let entry = self.entry(attr, sequence, Some(place)).await;
                 if let Some(node) = self.inner.inodes.get(entry.nodeid) {
-                    node.state().looked_up(caller.pid, answered_at);
-                    node.walks.looked_up(caller.pid, answered_at);
+                    node.walks.looked_up(caller.pid, self.clock().boottime());
                 }
                 return Ok(entry);
             }
@@ -44,41 +40,17 @@ impl Vfs {
         Ok(self.entry(attr, sequence, None).await)
     }
 
-    /// What the server says to a lookup, or has said to the walk that it is part of.
     async fn answer_of_lookup(
         &self,
         caller: &Caller,
         directory: &Node,
         request: &Lookup,
-    ) -> Result<Answer, Error> {
-        let ahead = &self.inner.ahead;
-        let Lookup { parent, name } = request;
-        let now = self.clock().boottime();
-        let result = match self.known_name(caller, directory, name) {
-            Some(Known::Here(attr, sequence)) => {
-                Ok(Answer { attr: *attr, sequence, answered_at: now })
-            }
+    ) -> Result<AttrReply, Error> {
+        match self.known_name(caller, directory, &request.name) {
+            Some(Known::Here(attr, sequence)) => Ok(AttrReply { attr: *attr, sequence }),
             Some(Known::Absent) => Err(FsError::NotFound.into()),
-            None => self.ask_for_lookup(caller, request, now).await,
-        };
-        let attr = result.as_ref().ok().map(|answer| &answer.attr);
-        let found = attr.filter(|attr| attr.kind == FileKind::Directory).map(|attr| attr.fid);
-        ahead.looked_up(caller.pid, (*parent, name), found, now);
-        result
-    }
-
-    async fn ask_for_lookup(
-        &self,
-        caller: &Caller,
-        request: &Lookup,
-        now: Duration,
-    ) -> Result<Answer, Error> {
-        let Lookup { parent, name } = request;
-        if let Some(answer) = self.inner.ahead.answer(caller, *parent, name, now) {
-            return Ok(answer);
+            None => self.ask_lookup(caller, directory, request).await,
         }
-        let AttrReply { attr, sequence } = self.ask_lookup(caller, request).await?;
-        Ok(Answer { attr, sequence, answered_at: self.clock().boottime() })
     }
 
     /// Names an inode to the kernel, which then holds one lookup of it more.
@@ -140,41 +112,8 @@ impl Vfs {
         }
     }
 
-    /// A directory and a name in it that is about to be changed.
-    pub(super) fn name_in(&self, at: &At) -> Result<(Changing<'_>, Name), Error> {
-        let directory = self.changing(self.node(at.parent)?);
-        Ok((directory, Name::parse(&at.name)?))
-    }
-
-    /// An inode that is about to be changed. To be kept until the change is answered.
-    pub(super) fn changing(&self, node: Arc<Node>) -> Changing<'_> {
-        self.end_answers_about(&node);
-        Changing { vfs: self, node }
-    }
-
-    fn end_answers_about(&self, node: &Node) {
-        node.state().end_lookup();
-        self.inner.ahead.end_answers_about(node.fid);
-    }
-}
-
-/// An inode while this client changes it. What was asked before the change, or meanwhile, answers
-/// nothing after it.
-pub(super) struct Changing<'a> {
-    vfs: &'a Vfs,
-    node: Arc<Node>,
-}
-
-impl Deref for Changing<'_> {
-    type Target = Node;
-
-    fn deref(&self) -> &Node {
-        &self.node
-    }
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        self.vfs.end_answers_about(&self.node);
+    /// A directory and a name in it.
+    pub(super) fn name_in(&self, at: &At) -> Result<(Arc<Node>, Name), Error> {
+        Ok((self.node(at.parent)?, Name::parse(&at.name)?))
     }
 }

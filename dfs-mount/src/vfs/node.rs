@@ -40,30 +40,7 @@ pub(crate) struct State {
     place: Option<Place>,
     open: Option<OpenVersion>,
     mode: ModeRule,
-    /// For whom, and until when, `known` answers a question without a request.
-    lookup: Option<FreshLookup>,
-    /// Grows when a change from here begins or ends.
-    change_count: u64,
 }
-
-/// A lookup, or a question for a directory, whose answer the kernel is about to ask for again.
-#[derive(Clone, Copy)]
-struct FreshLookup {
-    pid: u32,
-    /// On `Clock::boottime`.
-    until: Duration,
-    /// Whether it answers several questions.
-    stays: bool,
-}
-
-/// How long a lookup answers its caller's next question. Why: longer than the kernel takes within
-/// one system call on a busy machine, shorter than any other client's close takes to be known.
-const LOOKUP_ANSWERS: Duration = Duration::from_millis(5);
-
-/// How long it answers those about a directory, which may be several: the kernel asks before it
-/// walks through and again before it makes a name there. Why so short: a change that its caller is
-/// told of within this time was made while this answer was on its way, or at once after it came.
-pub(super) const DIRECTORY_LOOKUP_ANSWERS: Duration = Duration::from_micros(300);
 
 /// Attributes and how new they are.
 struct Known {
@@ -187,54 +164,6 @@ impl State {
         if let Some(known) = &mut self.known {
             known.attr = attr;
         }
-    }
-
-    /// A lookup by thread `pid` was answered with what is known at the time `now`.
-    pub(crate) fn looked_up(&mut self, pid: u32, now: Duration) {
-        let answers = if self.is_directory() { DIRECTORY_LOOKUP_ANSWERS } else { LOOKUP_ANSWERS };
-        let stays = self.is_directory();
-        self.lookup = Some(FreshLookup { pid, until: now + answers, stays });
-    }
-
-    /// A question of thread `pid` for this directory was answered with what is known at the time
-    /// `now`; when it was sent, `change_count` was what it is now unless something was changed.
-    /// The kernel asks for a working directory once to walk from it and once to make a name there.
-    pub(crate) fn asked(&mut self, pid: u32, change_count: u64, now: Duration) {
-        if self.is_directory() && self.change_count == change_count {
-            let until = now + DIRECTORY_LOOKUP_ANSWERS;
-            self.lookup = Some(FreshLookup { pid, until, stays: false });
-        }
-    }
-
-    /// The inode is about to be changed from here, or was: what was asked before that answers
-    /// nothing any more.
-    pub(crate) fn end_lookup(&mut self) {
-        self.lookup = None;
-        self.change_count += 1;
-    }
-
-    pub(crate) fn change_count(&self) -> u64 {
-        self.change_count
-    }
-
-    pub(crate) fn is_directory(&self) -> bool {
-        self.attr().is_some_and(|attr| attr.kind == FileKind::Directory)
-    }
-
-    /// What a question of thread `pid` is answered with if it belongs to the lookup before it.
-    ///
-    /// With lifetimes of zero the kernel asks for the attributes that a lookup has just brought
-    /// once more, within the same system call. A thread waits for its answers, so its next question
-    /// is that one, or of a call that began after the lookup by less than `LOOKUP_ANSWERS`.
-    pub(crate) fn attr_of_lookup(&mut self, pid: u32, now: Duration) -> Option<Attr> {
-        let lookup = self.lookup.take()?;
-        if pid == 0 || lookup.pid != pid || now >= lookup.until {
-            return None;
-        }
-        if lookup.stays {
-            self.lookup = Some(lookup);
-        }
-        self.attr().cloned()
     }
 
     pub(crate) fn attr(&self) -> Option<&Attr> {

@@ -33,7 +33,7 @@ impl Vfs {
         name: XattrName,
     ) -> Result<XattrValue, Error> {
         let node = self.node(nodeid)?;
-        if self.has_no_xattr(caller, &node) {
+        if self.has_no_xattr(&node) {
             return Err(Error::Fs(FsError::NoAttribute));
         }
         self.send_what_judges(caller, &node).await;
@@ -51,7 +51,7 @@ impl Vfs {
     /// `Stale`.
     pub async fn listxattr(&self, caller: &Caller, nodeid: u64) -> Result<Vec<XattrName>, Error> {
         let node = self.node(nodeid)?;
-        if self.has_no_xattr(caller, &node) {
+        if self.has_no_xattr(&node) {
             return Ok(Vec::new());
         }
         match self.ask(caller, &ListXattr { fid: node.fid }).await {
@@ -99,10 +99,9 @@ impl Vfs {
         }
     }
 
-    /// Whether the look-up before this question said that there are none.
-    fn has_no_xattr(&self, caller: &Caller, node: &Node) -> bool {
-        let attr = node.state().attr_of_lookup(caller.pid, self.clock().boottime());
-        attr.is_some_and(|attr| attr.xattr_bytes == 0)
+    /// Whether it is known that there are none.
+    fn has_no_xattr(&self, node: &Node) -> bool {
+        self.known_attr(node).is_some_and(|(attr, _)| attr.xattr_bytes == 0)
     }
 
     /// Owner and mode that wait for a new file's first commit decide who may do what; but root may

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use dfs_proto::FsError;
 use dfs_proto::attr::{Attr, FileKind};
 use dfs_proto::credential::Identity;
-use dfs_proto::directory::{AttrReply, ReadDir, ReadDirReply, Walk, WalkReply};
+use dfs_proto::directory::{AttrReply, ReadDir, ReadDirReply};
 use dfs_proto::dirent::{DirEntry, DirPage};
 use dfs_proto::id::{FileId, InodeNo, ROOT_INODE};
-use dfs_proto::limits::{DIR_PAGE_ENTRIES_MAX, WALK_NAMES_MAX};
+use dfs_proto::limits::DIR_PAGE_ENTRIES_MAX;
 use dfs_proto::name::Name;
 use dfs_proto::version::{DirVersion, Sequence};
 
@@ -41,39 +41,6 @@ pub fn parent(txn: &mut ReadTxn, fid: FileId) -> Result<AttrReply, Abort> {
 pub fn getattr(txn: &mut ReadTxn, fid: FileId) -> Result<AttrReply, Abort> {
     let row = rows::inode(txn, fid)?;
     Ok(reply(txn, fid, &row))
-}
-
-/// # Errors
-/// `TooLarge` if there are more names than one walk may have.
-pub fn check_walk(request: &Walk) -> Result<(), FsError> {
-    if request.names.len() > WALK_NAMES_MAX {
-        let what = "names of a walk".to_owned();
-        return Err(FsError::TooLarge { what, limit: WALK_NAMES_MAX as u64 });
-    }
-    Ok(())
-}
-
-/// An inode, and what `lookup` finds from there, name by name, until it finds nothing.
-pub fn walk(txn: &mut ReadTxn, request: &Walk, who: &Identity) -> Result<WalkReply, Abort> {
-    let AttrReply { attr, sequence } = getattr(txn, request.fid)?;
-    let mut found: Vec<Attr> = Vec::with_capacity(request.names.len());
-    for name in &request.names {
-        let parent = found.last().map_or(attr.fid, |attr| attr.fid);
-        match lookup(txn, parent, name, who) {
-            Ok(reply) => found.push(reply.attr),
-            // Whatever is wrong with it, a lookup of the name alone will say so.
-            Err(Abort::Fail(_)) => break,
-            Err(Abort::Miss) => return Err(Abort::Miss),
-        }
-    }
-    Ok(WalkReply { attr, found, sequence })
-}
-
-/// The directories that a walk went through: where it looked for a name, and where it began.
-pub fn through(request: &Walk, reply: &WalkReply) -> Vec<FileId> {
-    let looked_in = request.names.len().max(1);
-    let all = std::iter::once(&reply.attr).chain(&reply.found).take(looked_in);
-    all.filter(|attr| attr.kind == FileKind::Directory).map(|attr| attr.fid).collect()
 }
 
 fn reply(txn: &ReadTxn, fid: FileId, row: &InodeRow) -> AttrReply {

@@ -18,7 +18,6 @@ mod permissions;
 mod promises;
 mod records;
 mod rename;
-mod walk;
 mod xattrs;
 
 use dfs_proto::attr::{FileKind, Timestamp};

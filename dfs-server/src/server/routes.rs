@@ -124,7 +124,6 @@ pub fn directory(router: &mut Router, directory: &Directory) {
         directory,
         lookup,
         getattr,
-        walk,
         readdir,
         setattr,
         mkdir,

@@ -62,35 +62,3 @@ fn a_node_that_is_not_open_shows_no_other_version_than_any() {
     state.learn(attr(1, 1), sequence(1));
     assert!(!state.shows_other_than(&attr(2, 2), sequence(2)));
 }
-
-#[test]
-fn a_lookup_answers_the_next_question_of_its_own_thread_and_soon() {
-    let now = Duration::from_secs(1);
-    let mut state = State::default();
-    state.learn(attr(1, 1), sequence(1));
-    assert!(state.attr_of_lookup(7, now).is_none());
-    state.looked_up(7, now);
-    assert_eq!(state.attr_of_lookup(7, now).unwrap().size, 1);
-    assert!(state.attr_of_lookup(7, now).is_none(), "once");
-    state.looked_up(7, now);
-    assert!(state.attr_of_lookup(8, now).is_none(), "another thread");
-    state.looked_up(7, now);
-    assert!(state.attr_of_lookup(7, now + LOOKUP_ANSWERS).is_none(), "too late");
-    state.looked_up(0, now);
-    assert!(state.attr_of_lookup(0, now).is_none(), "the kernel itself is many");
-}
-
-#[test]
-fn a_lookup_of_a_directory_answers_the_questions_of_one_walk_until_it_is_changed() {
-    let now = Duration::from_secs(1);
-    let mut state = State::default();
-    state.learn(Attr { kind: FileKind::Directory, ..attr(1, 1) }, sequence(1));
-    state.looked_up(7, now);
-    assert!(state.attr_of_lookup(7, now).is_some());
-    assert!(state.attr_of_lookup(7, now).is_some(), "to walk through, and to make a name there");
-    state.looked_up(7, now);
-    assert!(state.attr_of_lookup(7, now + DIRECTORY_LOOKUP_ANSWERS).is_none(), "too late");
-    state.looked_up(7, now);
-    state.end_lookup();
-    assert!(state.attr_of_lookup(7, now).is_none(), "something was made in it");
-}

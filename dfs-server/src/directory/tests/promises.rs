@@ -8,7 +8,7 @@ use std::time::Duration;
 use dfs_proto::FsError;
 use dfs_proto::attr::{Attr, FileKind};
 use dfs_proto::clock::Clock;
-use dfs_proto::directory::{GetAttr, Lookup, ReadDir, RenameRule, Walk, XattrRule};
+use dfs_proto::directory::{GetAttr, Lookup, ReadDir, RenameRule, XattrRule};
 use dfs_proto::id::FileId;
 use dfs_proto::limits::SESSION_LEASE;
 use dfs_proto::name::Name;
@@ -366,7 +366,7 @@ async fn promised<T>(holder: &Holder, work: impl Future<Output = T>) -> (T, Opti
 #[tokio::test]
 async fn reading_a_directory_promises_it_and_nothing_else_does() {
     let tree = Tree::new().await;
-    let (bob, [root, d, .., sub]) = (&tree.bob, tree.dirs);
+    let (bob, [_, d, .., sub]) = (&tree.bob, tree.dirs);
     let (user, directory) = (&bob.user, &tree.cell.directory);
     let lookup =
         |parent, text: &str| directory.lookup(user.context(), Lookup { parent, name: name(text) });
@@ -386,22 +386,6 @@ async fn reading_a_directory_promises_it_and_nothing_else_does() {
     assert_eq!(dirs_of(promised(bob, getattr(tree.file)).await.1), None);
     let gone = FileId { generation: dfs_proto::version::Epoch(77), ..d };
     assert_eq!(dirs_of(promised(bob, getattr(gone)).await.1), None);
-    let walk = |names: &[&str]| {
-        let names = names.iter().map(|text| name(text)).collect();
-        directory.walk(user.context(), Walk { fid: root, names })
-    };
-    let through = [
-        (&["d"][..], vec![root]),
-        (&["d", "sub"], vec![root, d]),
-        (&["d", "sub", "x"], vec![root, d, sub]),
-        (&["d", "sub", "none", "x"], vec![root, d, sub]),
-        (&["d", "f", "none"], vec![root, d]),
-        (&[], vec![root]),
-    ];
-    for (names, dirs) in through {
-        let promise = promised(bob, walk(names)).await.1;
-        assert_eq!(dirs_of(promise), Some(dirs), "{names:?}");
-    }
     let mut ann = Holder { is_using: false, ..tree.ann };
     let holders = &mut [&mut ann];
     let changed = during(holders, user.chmod(d, 0o755));
