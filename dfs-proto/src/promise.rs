@@ -54,6 +54,9 @@ pub struct DirChange {
     /// There is more to it than is said here: whoever holds entries of the directory drops them,
     /// and its attributes too if there are none here.
     pub is_cut: bool,
+    /// The directory was made by this change: it has no entries, and it is promised to the one who
+    /// made it.
+    pub is_made: bool,
     pub sequence: Sequence,
 }
 

@@ -272,6 +272,7 @@ mod tests {
             attr: None,
             names: vec![(Name::parse(b"n").unwrap(), None)],
             is_cut: true,
+            is_made: false,
             sequence: Sequence::new(Epoch(3), 7),
         };
         let news = News { promise: Some(promise), changes: vec![change] };
@@ -279,7 +280,7 @@ mod tests {
         let frame = encode_reply_with(&news, &reply).unwrap();
         let golden = [
             [1, 4, 5, 3, 6, 1, 1, 2, 3].as_slice(),
-            &[1, 1, 2, 3, 0, 1, 1, b'n', 0, 1, 3, 7],
+            &[1, 1, 2, 3, 0, 1, 1, b'n', 0, 1, 0, 3, 7],
             &[1, 0],
         ];
         assert_eq!(frame[FRAME_PREFIX_BYTES..], golden.concat());

@@ -11,7 +11,12 @@ fn with_mount(test: impl FnOnce(&Mount<'_>, &Mount<'_>)) {
     let server = Server::start(&dir.path().join("data"), &[]);
     let (a, b) =
         (Client::new(&dir.path().join("a"), &server), Client::new(&dir.path().join("b"), &server));
-    test(&a.mount(&server, &[]), &b.mount(&server, &[]));
+    let (a, b) = (a.mount(&server, &[]), b.mount(&server, &[]));
+    // From here on the promise of the root is held.
+    for mount in [&a, &b] {
+        assert_eq!(mount.shell("ls -l"), "total 0\n");
+    }
+    test(&a, &b);
 }
 
 fn total(cost: &BTreeMap<String, u64>) -> u64 {
@@ -41,13 +46,58 @@ fn an_edit_costs_two_requests() {
 }
 
 #[test]
-fn a_cold_small_file_costs_two_requests_and_a_cached_one_a_single_question() {
+fn a_cold_small_file_costs_two_requests_and_a_cached_one_none() {
     with_mount(|a, b| {
         fs::write(a.at("f"), vec![1; 5000]).unwrap();
         let cost = b.cost(|| assert_eq!(fs::read(b.at("f")).unwrap().len(), 5000));
         assert_eq!(total(&cost), 2, "{cost:?}");
         let cost = b.cost(|| assert_eq!(fs::read(b.at("f")).unwrap().len(), 5000));
-        assert_eq!(cost, BTreeMap::from([("directory.open".to_owned(), 1)]));
+        assert_eq!(cost, BTreeMap::new());
+        let cost = a.cost(|| assert_eq!(fs::read(a.at("f")).unwrap().len(), 5000));
+        assert_eq!(cost, BTreeMap::new(), "who wrote it has it");
+    });
+}
+
+#[test]
+fn what_is_held_costs_nothing_and_a_cold_directory_at_most_two() {
+    const FILES: u64 = 200;
+    with_mount(|a, b| {
+        a.shell(&format!("mkdir d && cd d && seq {FILES} | xargs touch"));
+        let count = |mount: &Mount<'_>| mount.shell("ls -l d | wc -l");
+        let all = format!("{}\n", FILES + 1);
+        // So much happened in the root that nobody there asked for that its promise has ended.
+        b.shell("ls -l");
+        let cost = b.cost(|| assert_eq!(count(b), all));
+        assert!((1..=2).contains(&total(&cost)), "cold: {cost:?}");
+        let warm = |what: &str, work: &dyn Fn(&Mount<'_>)| {
+            for mount in [a, b] {
+                let cost = mount.cost(|| work(mount));
+                assert_eq!(cost, BTreeMap::new(), "{what}");
+            }
+        };
+        warm("listing", &|mount| assert_eq!(count(mount), all));
+        warm("stat", &|mount| assert_eq!(fs::metadata(mount.at("d/7")).unwrap().len(), 0));
+        warm("failed look-up", &|mount| assert!(!mount.at("d/none").exists()));
+        warm("walk", &|mount| assert_eq!(mount.shell("find d -name 77 -size 0"), "d/77\n"));
+        let cost = a.cost(|| fs::write(a.at("d/7"), "seven").unwrap());
+        assert_eq!(total(&cost), 2, "{cost:?}");
+        warm("stat after a change", &|mount| {
+            assert_eq!(fs::metadata(mount.at("d/7")).unwrap().len(), 5);
+        });
+    });
+}
+
+#[test]
+fn a_tree_that_is_made_costs_one_request_a_directory_and_two_a_file() {
+    with_mount(|a, b| {
+        let make =
+            "for d in x x/y x/y/z; do mkdir $d; for f in 1 2 3; do echo $f > $d/$f; done; done";
+        let cost = a.cost(|| drop(a.shell(make)));
+        assert_eq!(total(&cost), 3 + 2 * 9, "{cost:?}");
+        assert_eq!(
+            b.shell("find x -type f | xargs cat | sort | uniq -c"),
+            "      3 1\n      3 2\n      3 3\n"
+        );
     });
 }
 

@@ -54,6 +54,17 @@ pub enum Learnt<'a> {
     Name(&'a Name, Option<&'a Attr>),
 }
 
+/// Names of a directory that follow one another, in their order.
+pub struct Page<'a, Names> {
+    /// The name before them; `None` for the first.
+    pub after: Option<&'a Name>,
+    pub names: Names,
+    /// What their attributes are as of. Not before the promise: a directory that never rests is read
+    /// in several moments.
+    pub sequence: Sequence,
+    pub is_last: bool,
+}
+
 /// The directories that are held.
 #[derive(Debug, Default)]
 pub struct Promises {
@@ -82,6 +93,8 @@ struct Dir {
     names: HashMap<Name, Entry>,
     /// Whether there are no names but those in `names`.
     is_whole: bool,
+    /// The same of the names up to this one, while the directory is listed page by page.
+    listed_to: Option<Name>,
     /// The newest change here that is known.
     changed_at: Sequence,
     /// Whether it answered a question since it was last told of in a break.
@@ -232,31 +245,45 @@ impl Promises {
         state.grew(added);
     }
 
-    /// All names of a directory, each as of the page that it was in. `promise` is that of the first
-    /// page: what changed since then comes in breaks.
-    pub fn learn_all<'a>(
+    /// A page of a directory. It is whole when all pages were learnt one after another, for what
+    /// changes in those before comes in breaks.
+    pub fn learn_page<'a>(
         &self,
         promise: &Promise,
         dir: FileId,
-        names: impl Iterator<Item = (&'a Name, &'a Attr, Sequence)>,
+        page: Page<'_, impl Iterator<Item = (&'a Name, &'a Attr)>>,
         since: Since,
     ) {
         let mut state = self.state();
         let Some(sequence) = state.accept(promise, dir, since) else { return };
         let dir = state.hold(dir);
-        dir.names.retain(|_, entry| entry.sequence > sequence);
-        for (name, attr, sequence) in names {
-            dir.set_name(name, Some(attr), sequence);
+        let is_next = dir.listed_to.as_ref() == page.after;
+        if page.after.is_none() {
+            dir.names.retain(|_, entry| entry.sequence > sequence);
         }
-        dir.is_whole = true;
+        let mut last = page.after.cloned();
+        for (name, attr) in page.names {
+            dir.set_name(name, Some(attr), page.sequence);
+            last = Some(name.clone());
+        }
+        let follows = page.after.is_none() || is_next;
+        if follows {
+            dir.is_whole |= page.is_last;
+            dir.listed_to = last.filter(|_| !page.is_last);
+        }
         state.name_count = state.dirs.values().map(|dir| dir.names.len()).sum();
         state.grew(0);
     }
 
-    /// Takes in what an operation of this client changed.
-    pub fn changed_here(&self, changes: &[DirChange]) {
+    /// Takes in what an operation of this client changed. `since` is a moment before its request
+    /// was sent: a directory that it made is held if all was well since.
+    pub fn changed_here(&self, changes: &[DirChange], since: Since) {
         let mut state = self.state();
         for change in changes {
+            let is_whole_story = since == Since(state.forgotten) && change.sequence >= state.missed;
+            if change.is_made && is_whole_story && !state.dirs.contains_key(&change.dir) {
+                state.hold(change.dir).is_whole = true;
+            }
             state.apply(change);
         }
     }

@@ -283,11 +283,12 @@ impl Connection {
                     self.ticket(refused.as_ref()).await?
                 }
             };
+            let since = self.inner.promises.moment();
             let envelope = self.envelope(sending, ticket.clone(), timeout);
             let unanswered = Unanswered { connection: R::CHANGES.then_some(self) };
             let (news, result) = self.send(to, &envelope, request, payload.clone()).await;
             unanswered.answered(&result);
-            self.inner.promises.changed_here(&news.changes);
+            self.inner.promises.changed_here(&news.changes, since);
             if let Some(cell) = sending.promise {
                 cell.set(news.promise);
             }

@@ -15,7 +15,7 @@ use dfs_proto::version::Sequence;
 
 use super::node::Node;
 use super::{Caller, Error, Vfs};
-use crate::cache::promise::{Known, Learnt, Promises, Subject};
+use crate::cache::promise::{Known, Learnt, Page, Promises, Subject};
 use crate::session::connection::PromiseCell;
 
 impl Vfs {
@@ -114,18 +114,11 @@ impl Vfs {
     ) -> Result<ReadDirReply, Error> {
         let (since, cell) = (self.promises().moment(), PromiseCell::default());
         let reply = self.session().ask(&caller.identity, request, &cell).await?;
-        let is_whole = request.after.is_none() && reply.page.is_last;
         if let Some(promise) = cell.take() {
-            let entries = &reply.page.entries;
-            if is_whole {
-                let names = entries.iter().map(|it| (&it.name, &it.attr, reply.sequence));
-                self.promises().learn_all(&promise, request.fid, names, since);
-            } else {
-                for entry in entries {
-                    let learnt = Learnt::Name(&entry.name, Some(&entry.attr));
-                    self.promises().learn(&promise, request.fid, learnt, since);
-                }
-            }
+            let names = reply.page.entries.iter().map(|it| (&it.name, &it.attr));
+            let (after, sequence) = (request.after.as_ref(), reply.sequence);
+            let page = Page { after, names, sequence, is_last: reply.page.is_last };
+            self.promises().learn_page(&promise, request.fid, page, since);
         }
         Ok(reply)
     }

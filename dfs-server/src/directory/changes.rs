@@ -50,6 +50,7 @@ impl Watch for Watcher {
                 attr: None,
                 names: Vec::new(),
                 is_cut: true,
+                is_made: false,
                 sequence: mutation.sequence,
             };
             changes.extend(self.sessions.promised(self.volume, inode).into_iter().map(cut));
@@ -137,6 +138,16 @@ impl Rows {
         changed.after.as_ref().is_none_or(|after| attr(before) != attr(after))
     }
 
+    /// Whether it is a directory that was made now. Of one that is new it is not always known that
+    /// there was none before; but it is empty as of this commit, and that is what is promised.
+    fn is_made(&self, changed: &Inode) -> bool {
+        let was_there = matches!(changed.before, Some(Some(_)));
+        let is_empty = |row: &Arc<InodeRow>| {
+            row.size == 0 && row.entries_version == DirVersion::from(self.sequence)
+        };
+        !was_there && changed.after.as_ref().is_some_and(is_empty)
+    }
+
     /// One for each directory whose row is among those changed.
     fn changes(&self) -> Vec<DirChange> {
         let mut found = Vec::new();
@@ -151,6 +162,7 @@ impl Rows {
                 dir: FileId::new(self.volume, *inode, row.generation),
                 attr: self.attr(*inode),
                 is_cut: names.len() > CHANGED_NAMES_MAX,
+                is_made: self.is_made(changed),
                 names: names.into_iter().take(CHANGED_NAMES_MAX).collect(),
                 sequence: self.sequence,
             });

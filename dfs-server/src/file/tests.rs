@@ -57,7 +57,8 @@ async fn a_small_file_is_stored_on_both_nodes_and_committed_by_one_request() {
 async fn what_the_directory_says_beside_its_answer_goes_to_the_client() {
     let cell = Cell::new();
     let (dir, sequence) = (fid(5), dfs_proto::version::Sequence::default());
-    let change = DirChange { dir, attr: None, names: Vec::new(), is_cut: true, sequence };
+    let change =
+        DirChange { dir, attr: None, names: Vec::new(), is_cut: true, is_made: false, sequence };
     let news = News { promise: None, changes: vec![change] };
     cell.tell(news.clone());
     let (request, payload) = cell.request(&[b"x"], &[b"x"]);

@@ -141,11 +141,12 @@ impl Sessions {
                 mail.entry(*id).or_default().push(if seen { change.clone() } else { cut(change) });
             }
         }
-        if let Some(origin) = origin
-            && table.has_beside(origin)
-            && let Some(changes) = mail.remove(&origin.op.session)
-        {
-            table.tell_origin(origin, changes);
+        if let Some(origin) = origin.filter(|origin| table.has_beside(origin)) {
+            let mut own = mail.remove(&origin.op.session).unwrap_or_default();
+            own.extend(table.promise_what_is_made(origin.op.session, changes));
+            if !own.is_empty() {
+                table.tell_origin(origin, own);
+            }
         }
         let open = mail.into_iter().filter_map(|(id, told)| table.send_break(id, told, now));
         let open: Vec<Open> = open.collect();
@@ -232,6 +233,16 @@ impl Table {
     fn has_beside(&self, origin: &Origin) -> bool {
         let listener = self.sessions.get(&origin.op.session).and_then(|it| it.listener.as_ref());
         listener.is_some_and(|listener| Some(listener.stream) == origin.news.stream())
+    }
+
+    /// The directories that a session has just made are promised to it: all that it is told of is
+    /// after this change. What is to be told of them.
+    fn promise_what_is_made(&mut self, id: SessionId, changes: &[DirChange]) -> Vec<DirChange> {
+        let Table { sessions, promises, .. } = self;
+        let Some(session) = sessions.get_mut(&id) else { return Vec::new() };
+        let made = changes.iter().filter(|change| change.is_made);
+        let made = made.filter(|change| promises.promise(id, &mut session.held, change.dir));
+        made.cloned().collect()
     }
 
     fn tell_origin(&mut self, origin: &Origin, changes: Vec<DirChange>) {

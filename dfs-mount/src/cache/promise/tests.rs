@@ -61,7 +61,7 @@ fn promise(after: u64, counter: u64) -> Promise {
 
 fn change(counter: u64, names: Vec<(Name, Option<Attr>)>) -> DirChange {
     let attr = Some(attr(DIR, counter));
-    DirChange { dir: fid(DIR), attr, names, is_cut: false, sequence: at(counter) }
+    DirChange { dir: fid(DIR), attr, names, is_cut: false, is_made: false, sequence: at(counter) }
 }
 
 fn told(number: u64, changes: Vec<DirChange>) -> Break {
@@ -87,6 +87,17 @@ fn learn(promises: &Promises, promise: &Promise, text: &str, attr: Option<&Attr>
     let dir = self::attr(DIR, promise.sequence.counter);
     promises.learn(promise, fid(DIR), Learnt::Dir(&dir), since);
     promises.learn(promise, fid(DIR), Learnt::Name(&name(text), attr), since);
+}
+
+fn learn_page<'a>(
+    promises: &Promises,
+    promise: &Promise,
+    page: Page<'_, impl Iterator<Item = (&'a Name, &'a Attr)>>,
+) {
+    let since = promises.moment();
+    let dir = attr(DIR, promise.sequence.counter);
+    promises.learn(promise, fid(DIR), Learnt::Dir(&dir), since);
+    promises.learn_page(promise, fid(DIR), page, since);
 }
 
 #[test]
@@ -144,7 +155,7 @@ fn an_own_change_that_a_missed_break_has_overtaken_is_not_kept() {
     let promises = live();
     promises.break_came(&told(1, vec![change(9, vec![(name("a"), None)])]));
     learn(&promises, &promise(1, 9), "b", None);
-    promises.changed_here(&[change(8, vec![(name("a"), Some(attr(20, 1)))])]);
+    promises.changed_here(&[change(8, vec![(name("a"), Some(attr(20, 1)))])], promises.moment());
     assert_eq!(size_of(&promises, "a"), None);
 }
 
@@ -165,22 +176,74 @@ fn an_ended_promise_answers_nothing_also_if_its_reply_comes_late() {
 fn a_whole_directory_knows_what_is_not_there() {
     let promises = live();
     let (a, there) = (name("a"), attr(20, 1));
-    let names = [(&a, &there, at(5))].into_iter();
-    promises.learn_all(&promise(0, 5), fid(DIR), names, promises.moment());
+    let names = [(&a, &there)].into_iter();
+    let page = Page { after: None, names, sequence: at(5), is_last: true };
+    promises.learn_page(&promise(0, 5), fid(DIR), page, promises.moment());
     assert_eq!(size_of(&promises, "a"), None, "who may search it is not known");
     promises.learn(&promise(0, 5), fid(DIR), Learnt::Dir(&attr(DIR, 1)), promises.moment());
     assert_eq!(size_of(&promises, "zzz"), Some(None));
     let (all, _) = promises.list(THE_DIR, &|_| true, NOW).unwrap();
     assert_eq!(promises.list(THE_DIR, &|_| false, NOW), None);
     assert_eq!(all, [(name("a"), attr(20, 1))]);
-    promises.changed_here(&[change(6, vec![(name("b"), Some(attr(21, 1)))])]);
+    promises.changed_here(&[change(6, vec![(name("b"), Some(attr(21, 1)))])], promises.moment());
     assert_eq!(promises.list(THE_DIR, &|_| true, NOW).unwrap().0.len(), 2);
     assert_eq!(promises.size(), (1, 2));
     // Whether a name that an overtaken change made is still there cannot be known.
-    promises.changed_here(&[change(9, vec![])]);
-    promises.changed_here(&[change(8, vec![(name("c"), Some(attr(22, 1)))])]);
+    promises.changed_here(&[change(9, vec![])], promises.moment());
+    promises.changed_here(&[change(8, vec![(name("c"), Some(attr(22, 1)))])], promises.moment());
     assert_eq!(size_of(&promises, "c"), None);
     assert_eq!(promises.list(THE_DIR, &|_| true, NOW), None);
+}
+
+#[test]
+fn a_directory_is_whole_after_its_last_page_if_it_was_held_since_the_first() {
+    let names: Vec<Name> = ["a", "b", "c", "d"].map(name).into();
+    let there = attr(20, 1);
+    let pages = |promises: &Promises, between: &dyn Fn()| {
+        let one = names[..2].iter().map(|name| (name, &there));
+        let first = Page { after: None, names: one, sequence: at(5), is_last: false };
+        learn_page(promises, &promise(0, 5), first);
+        between();
+        let two = names[2..].iter().map(|name| (name, &there));
+        let last = Page { after: Some(&names[1]), names: two, sequence: at(7), is_last: true };
+        learn_page(promises, &promise(1, 7), last);
+        promises.list(THE_DIR, &|_| true, NOW).map(|(all, _)| all.len())
+    };
+    let promises = live();
+    assert_eq!(pages(&promises, &|| {}), Some(4));
+    let promises = live();
+    let added = || {
+        promises.break_came(&told(1, vec![change(6, vec![(name("aa"), Some(attr(21, 1)))])]));
+    };
+    assert_eq!(pages(&promises, &added), Some(5), "a break told of the name");
+    let promises = live();
+    assert_eq!(pages(&promises, &|| promises.forget(fid(DIR))), None, "a break may have been lost");
+    let promises = live();
+    let late = || {
+        promises.break_came(&told(1, vec![change(8, vec![(name("cc"), Some(attr(21, 1)))])]));
+    };
+    assert_eq!(pages(&promises, &late), None, "the page was older than what is known");
+}
+
+#[test]
+fn a_directory_that_this_client_made_is_held_and_empty() {
+    let made = |counter| DirChange { is_made: true, ..change(counter, vec![]) };
+    let promises = live();
+    promises.changed_here(&[made(6)], promises.moment());
+    assert_eq!(size_of(&promises, "a"), Some(None));
+    promises.changed_here(&[change(7, vec![(name("a"), Some(attr(20, 1)))])], promises.moment());
+    assert_eq!(size_of(&promises, "a"), Some(Some(1)));
+    // Somebody else was faster there than the reply.
+    let promises = live();
+    promises.break_came(&told(1, vec![change(7, vec![(name("a"), Some(attr(20, 1)))])]));
+    promises.changed_here(&[made(6)], promises.moment());
+    assert_eq!(size_of(&promises, "a"), None);
+    // All was forgotten while the reply was on its way.
+    let promises = live();
+    let since = promises.moment();
+    promises.forget_all();
+    promises.changed_here(&[made(6)], since);
+    assert_eq!(size_of(&promises, "a"), None);
 }
 
 #[test]
@@ -350,11 +413,13 @@ impl World {
             }
             Reply::All(promise, all, since) => {
                 self.learn_dir(&promise, since);
-                let names = all.iter().map(|(name, attr)| (name, attr, promise.sequence));
-                self.promises.learn_all(&promise, fid(DIR), names, since);
+                let names = all.iter().map(|(name, attr)| (name, attr));
+                let page = Page { after: None, names, sequence: promise.sequence, is_last: true };
+                self.promises.learn_page(&promise, fid(DIR), page, since);
             }
             Reply::Changed(change, index) => {
-                self.promises.changed_here(std::slice::from_ref(&change));
+                let since = self.promises.moment();
+                self.promises.changed_here(std::slice::from_ref(&change), since);
                 self.return_to_caller(index, change.sequence.counter);
             }
         }

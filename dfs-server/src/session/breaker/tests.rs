@@ -66,7 +66,7 @@ fn change(inode: u64) -> DirChange {
     };
     let names = vec![(Name::parse(b"n").unwrap(), None)];
     let sequence = Sequence::new(Epoch(1), 5);
-    DirChange { dir: dir(inode), attr: Some(attr), names, is_cut: false, sequence }
+    DirChange { dir: dir(inode), attr: Some(attr), names, is_cut: false, is_made: false, sequence }
 }
 
 fn origin(id: SessionId, number: u64, watermark: u64) -> Origin {
@@ -124,6 +124,20 @@ impl Owner {
             other => panic!("no break but {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_directory_is_promised_to_the_one_who_made_it() {
+    let mut owner = Owner::new();
+    let made = DirChange { is_made: true, names: Vec::new(), ..change(4) };
+    let by_bob = origin(BOB, 1, 1);
+    let told = owner.sessions.break_promises(&[made.clone()], Some(&by_bob), &|_, _| true);
+    assert!(told.is_none());
+    assert_eq!(by_bob.news.take().changes, [made]);
+    let mut hold = owner.tell(&[4], Some(&origin(ANN, 1, 1)));
+    assert_eq!(owner.bobs_break().changes, [change(4)]);
+    assert!(!is_over(&mut hold));
+    assert!(owner.ann.try_recv().is_err());
 }
 
 #[test]
