@@ -6,8 +6,7 @@
 //! session was granted is caught by the fence, what it was promised by `grace`.
 //!
 //! A session that listens can be promised to be told of changes (`promise`, `breaker`); these
-//! promises have a lease of their own, renewed with the session's while all breaks are
-//! acknowledged.
+//! promises have a lease of their own, renewed with the session's while breaks are acknowledged.
 
 mod breaker;
 pub mod grace;
@@ -67,6 +66,8 @@ struct Session {
     listener: Option<Listener>,
     held: Held,
     last_break: BreakNumber,
+    /// The last break when the lease on its promises was renewed last.
+    renewed_at: BreakNumber,
     progress: watch::Sender<Progress>,
     recent: Recent,
 }
@@ -132,6 +133,7 @@ impl Sessions {
             listener: None,
             held: Held::default(),
             last_break: BreakNumber::default(),
+            renewed_at: BreakNumber::default(),
             progress: watch::Sender::default(),
             recent: Recent::default(),
         };
@@ -148,10 +150,11 @@ impl Sessions {
         let ends_at = now + SESSION_LEASE;
         self.with(id, user, |session| {
             session.ends_at = ends_at;
-            let is_kept = session.has_stream() && !session.has_open_break();
+            let is_kept = session.has_stream() && session.keeps_up();
             let is_promised = is_kept && !session.is_lapsed(now);
             let listener = session.listener.as_mut().filter(|_| is_promised)?;
             listener.promised_until = ends_at;
+            session.renewed_at = session.last_break;
             Some(listener.stream)
         })
     }

@@ -71,6 +71,8 @@ impl Mount {
         let mounted = self.mounted.take().unwrap();
         mounted.unmount(false).unwrap();
         mounted.ended().await.unwrap();
+        // As the daemon does; else others would wait for what this client was promised.
+        self.client.session.close().await;
     }
 }
 

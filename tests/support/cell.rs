@@ -28,7 +28,7 @@ pub struct Cell {
 /// One client of a cell, as a mount daemon has it.
 pub struct Client {
     pub vfs: Vfs,
-    session: Session,
+    pub session: Session,
     _cache_dir: TempDir,
 }
 

@@ -40,6 +40,7 @@ pub const LAYERS: [Layers; 3] = [
                 "error",
                 "limits",
                 "credential",
+                "permission",
                 "promise",
                 "xattr",
             ],

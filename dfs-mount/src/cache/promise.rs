@@ -59,8 +59,8 @@ pub struct Page<'a, Names> {
     /// The name before them; `None` for the first.
     pub after: Option<&'a Name>,
     pub names: Names,
-    /// What their attributes are as of. Not before the promise: a directory that never rests is read
-    /// in several moments.
+    /// What their attributes are as of: never older than the promise. A directory that does not
+    /// rest is read in several moments.
     pub sequence: Sequence,
     pub is_last: bool,
 }
@@ -317,7 +317,7 @@ impl Promises {
     }
 }
 
-/// What is known of an inode: of a directory that is held, in it; else in the one it has a name in.
+/// What is known of an inode: of a directory that is held there, else where it has a name.
 fn attr_of<'a>(dirs: &'a HashMap<FileId, Dir>, of: Subject<'_>) -> Option<(&'a Attr, Sequence)> {
     if let Some((attr, sequence)) = dirs.get(&of.fid).and_then(|dir| dir.attr.as_ref()) {
         return Some((attr, *sequence));

@@ -6,13 +6,14 @@
 //!    the order of commits, and a promise that a break ends is gone before the next one is made.
 //! 2. Whoever was sent a break delays the answer until it has acknowledged it, until its promises
 //!    end by their lease, or until it has none any more: it asked for another stream, or its
-//!    session was closed. While a break is open the lease is not renewed, so that it does end.
+//!    session was closed. The lease is renewed only for those who have acknowledged what they were
+//!    sent before the renewal before: so it ends for those who do not.
 //! 3. A stream that cannot take a break is ended, but its promises stay: the client does not know,
 //!    and each change of what it holds waits for the same end of the lease. It gets no new ones.
 //! 4. The one who makes the change learns of it by the reply, if its request names the stream that
-//!    is live when the change is made; else it is told like all others. A repeated request is answered with
-//!    the same changes again, from [`Recent`]; if they were dropped from there, the session is
-//!    treated like one that did not acknowledge.
+//!    is live when the change is made; else it is told like all others. A repeated request is
+//!    answered with the same changes again, from [`Recent`]; if they were dropped from there, the
+//!    session is treated like one that did not acknowledge.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,7 +48,7 @@ struct Open {
     id: SessionId,
     stream: StreamNumber,
     number: BreakNumber,
-    /// The end of the promises by their lease: it is not renewed while the break is open.
+    /// The end of the promises by their lease, as it was when this was looked at last.
     until: Duration,
     progress: watch::Receiver<Progress>,
 }
@@ -189,24 +190,35 @@ impl Sessions {
                 let is_over = |progress: &Progress| {
                     progress.stream != Some(open.stream) || progress.acknowledged >= open.number
                 };
-                tokio::select! {
-                    // An error means that the session is gone.
-                    _ = open.progress.wait_for(is_over) => {}
-                    () = sessions.clock.sleep_until(open.until) => sessions.lapse(open.id),
+                loop {
+                    tokio::select! {
+                        // An error means that the session is gone.
+                        _ = open.progress.wait_for(is_over) => break,
+                        () = sessions.clock.sleep_until(open.until) => {}
+                    }
+                    match sessions.lapse(&open) {
+                        Some(later) => open.until = later,
+                        None => break,
+                    }
                 }
             }
         };
         Some(wait.boxed())
     }
 
-    /// Ends the promises of a session whose lease on them is over.
-    fn lapse(&self, id: SessionId) {
-        let now = self.clock.boottime();
+    /// Ends the promises of a session whose lease on them is over; if it was renewed since, when it
+    /// will be.
+    fn lapse(&self, open: &Open) -> Option<Duration> {
+        let (id, now) = (open.id, self.clock.boottime());
         let mut table = self.table();
-        if table.sessions.get(&id).is_some_and(|session| session.is_lapsed(now)) {
-            tracing::warn!(session = %id, "promises ended: a break was not acknowledged in time");
-            table.give_up(id);
+        let listener = table.sessions.get(&id)?.listener.as_ref();
+        let until = listener.filter(|it| it.stream == open.stream)?.promised_until;
+        if until > now {
+            return Some(until);
         }
+        tracing::warn!(session = %id, "promises ended: a break was not acknowledged in time");
+        table.give_up(id);
+        None
     }
 }
 
@@ -335,6 +347,12 @@ impl Session {
             until: listener.promised_until,
             progress: self.progress.subscribe(),
         })
+    }
+
+    /// Whether it has acknowledged what it was sent before its lease was renewed last. Not whether
+    /// a break is open: one always is, if others change what it holds all the time.
+    pub(super) fn keeps_up(&self) -> bool {
+        self.progress.borrow().acknowledged >= self.renewed_at
     }
 
     pub(super) fn has_open_break(&self) -> bool {

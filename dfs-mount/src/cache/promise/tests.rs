@@ -5,7 +5,7 @@ use dfs_proto::credential::Identity;
 use dfs_proto::id::{InodeNo, VolumeId};
 use dfs_proto::permission::{EXECUTE, Rights};
 use dfs_proto::version::{DataVersion, DirVersion, Epoch};
-use proptest::prelude::*;
+use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 
 use super::*;
 

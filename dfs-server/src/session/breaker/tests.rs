@@ -131,7 +131,8 @@ fn a_directory_is_promised_to_the_one_who_made_it() {
     let mut owner = Owner::new();
     let made = DirChange { is_made: true, names: Vec::new(), ..change(4) };
     let by_bob = origin(BOB, 1, 1);
-    let told = owner.sessions.break_promises(&[made.clone()], Some(&by_bob), &|_, _| true);
+    let told =
+        owner.sessions.break_promises(std::slice::from_ref(&made), Some(&by_bob), &|_, _| true);
     assert!(told.is_none());
     assert_eq!(by_bob.news.take().changes, [made]);
     let mut hold = owner.tell(&[4], Some(&origin(ANN, 1, 1)));
@@ -202,8 +203,10 @@ fn a_break_without_an_answer_delays_by_what_is_left_of_the_lease_once() {
     let until = owner.clock.boottime() + SESSION_LEASE;
     owner.clock.advance(SECOND);
     let mut hold = owner.tell(&[1], None);
+    assert!(owner.renew(BOB), "it may be about to acknowledge");
+    let until = until + SECOND;
     owner.clock.advance(2 * SECOND);
-    assert!(!owner.renew(BOB), "not while a break is open");
+    assert!(!owner.renew(BOB), "it has not acknowledged since");
     owner.clock.advance(until - owner.clock.boottime() - Duration::from_millis(1));
     assert!(!is_over(&mut hold));
     owner.clock.advance(Duration::from_millis(1));
@@ -218,11 +221,28 @@ fn a_break_without_an_answer_delays_by_what_is_left_of_the_lease_once() {
 }
 
 #[test]
+fn a_session_that_keeps_up_with_changes_without_end_keeps_its_promises() {
+    let mut owner = Owner::new();
+    owner.promise(BOB, &[1]).unwrap();
+    let mut hold = owner.tell(&[1], None);
+    for number in 1..100 {
+        owner.clock.advance(SESSION_LEASE / 3);
+        assert!(owner.renew(BOB), "break {number} is open");
+        let next = owner.tell(&[1], None);
+        assert!(!is_over(&mut hold), "the lease that ended the wait was renewed");
+        owner.acknowledge(number, &[1]);
+        assert!(is_over(&mut hold));
+        assert_eq!(owner.bobs_break().ended, []);
+        hold = next;
+    }
+}
+
+#[test]
 fn a_session_that_knows_again_is_renewed_again() {
     let owner = Owner::new();
     owner.promise(BOB, &[1]).unwrap();
     let mut hold = owner.tell(&[1], None);
-    assert!(!owner.renew(BOB));
+    assert!(owner.renew(BOB) && !owner.renew(BOB));
     owner.acknowledge(1, &[]);
     assert!(is_over(&mut hold) && owner.renew(BOB));
     owner.clock.advance(SESSION_LEASE - Duration::from_millis(1));
@@ -283,8 +303,9 @@ fn promises_whose_lease_is_over_are_swept() {
     let mut owner = Owner::new();
     owner.promise(BOB, &[1]).unwrap();
     drop(owner.tell(&[1], None));
+    assert!(owner.renew(BOB));
     owner.clock.advance(SESSION_LEASE / 2);
-    owner.renew(BOB);
+    assert!(!owner.renew(BOB));
     owner.clock.advance(SESSION_LEASE / 2);
     owner.sessions.tell_idle();
     assert!(!owner.sessions.has_promises());
