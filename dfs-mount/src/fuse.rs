@@ -4,7 +4,9 @@
 //! answer. Reads and writes of open files are served on the spot; everything that may ask a server
 //! goes through `reply::Server`. Opens also tell the kernel how it reaches the bytes (`backing`).
 //!
-//! Entries and attributes are handed out with no lifetime: the kernel asks again at each use.
+//! Entries and attributes are handed out with the lifetimes that `vfs` says, and taken back by
+//! `notify` before they end if they are not true any more.
+//!
 //! Operations that this file system does not have are answered ENOSYS, after which the kernel
 //! stops asking, or EOPNOTSUPP. This directory is the only one that names `fuser`.
 
@@ -14,6 +16,7 @@ mod backing;
 mod caller;
 mod errno;
 mod interrupt;
+mod notify;
 mod reply;
 mod serve;
 mod session;
@@ -23,15 +26,15 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use dfs_proto::attr::SetAttr;
 use dfs_proto::error::FsError;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
     INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
 use crate::vfs::{Change, NodeHow, Side, Vfs};
@@ -44,9 +47,6 @@ use reply::{Request, Server};
 use serve::{Stretch, answer_statfs};
 
 pub use session::{MountOptions, Mounted, mount};
-
-/// How long the kernel may use an entry or attributes without asking.
-const LIFETIME: Duration = Duration::ZERO;
 
 /// A mounted volume as fuser sees it.
 struct Fuse {
@@ -336,18 +336,6 @@ impl Filesystem for Fuse {
     ) {
         let asked = (question("readdir", request, nodeid), self.asker(request));
         self.serve_readdir(asked, (handle.0, cookie), reply);
-    }
-
-    fn readdirplus(
-        &self,
-        request: &fuser::Request,
-        nodeid: INodeNo,
-        handle: FileHandle,
-        cookie: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        let asked = (question("readdirplus", request, nodeid), self.asker(request));
-        self.serve_readdirplus(asked, (handle.0, cookie), reply);
     }
 
     fn releasedir(

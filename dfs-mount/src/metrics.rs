@@ -57,6 +57,8 @@ counters! {
     SessionReopened => "session_reopened",
     TicketRenewed => "ticket_renewed",
     Interrupted => "interrupted",
+    /// Requests of the kernel, but for those of reading, writing and letting go.
+    KernelAsked => "kernel_asked",
 }
 
 /// One figure.
@@ -95,6 +97,12 @@ impl Metrics {
     /// Requests sent so far, by operation.
     pub fn rpc_counts(&self) -> BTreeMap<&'static str, u64> {
         self.rpcs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Everything else that is counted so far, by label.
+    pub fn event_counts(&self) -> BTreeMap<String, u64> {
+        let count = |counter: &Counter| (counter.label().to_owned(), self.value(*counter));
+        Counter::ALL.iter().map(count).collect()
     }
 
     pub fn samples(&self) -> Vec<Sample> {

@@ -12,6 +12,7 @@ pub mod connection;
 mod events;
 pub mod ops;
 mod route;
+pub mod told;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,7 @@ use dfs_proto::lock::Recall;
 use dfs_proto::rpc::Rpc;
 use dfs_proto::session::{CloseSession, OpenSession, SessionReply};
 use dfs_proto::version::{Epoch, FencingToken};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -64,6 +65,7 @@ struct Core {
     /// Held while a heartbeat is under way.
     beating: tokio::sync::Mutex<()>,
     acknowledgements: events::Acknowledgements,
+    listeners: told::Listeners,
 }
 
 /// Locks that go back with heartbeats.
@@ -166,6 +168,7 @@ impl Session {
             hurry: Notify::new(),
             beating: tokio::sync::Mutex::default(),
             acknowledgements: events::Acknowledgements::default(),
+            listeners: told::Listeners::default(),
         });
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
@@ -397,6 +400,17 @@ impl Session {
     /// What the owner has promised this client.
     pub fn promises(&self) -> &Promises {
         self.core.connection.promises()
+    }
+
+    /// Makes the caller the one who is waited for before a break is acknowledged, and before
+    /// promises that were lost are asked for again.
+    pub fn keep(&self) -> mpsc::Receiver<told::Told> {
+        self.core.listeners.keep()
+    }
+
+    /// What others change from here on in directories that are promised to this client.
+    pub fn watch(&self) -> broadcast::Receiver<told::Seen> {
+        self.core.listeners.watch()
     }
 
     pub fn clock(&self) -> &Arc<dyn Clock> {

@@ -2,8 +2,9 @@
 //!
 //! An operation's life: `fuse` names the caller and calls a verb here; the verb asks the directory
 //! once (`session`), brings content here if an open needs it (`fetch`), reads and writes the cache
-//! file, and commits it (`writeback`). It returns plain structs. Attributes and entries are not
-//! cached: what the server said last is kept only to answer for files that are open here.
+//! file, and commits it (`writeback`). It returns plain structs. What the owner has promised to
+//! tell of answers without a request (`held`), and the kernel may use it for as long (`lifetime`);
+//! else what the server said last is kept only to answer for files that are open here.
 //!
 //! Promises:
 //! - Every open asks the server which version is current, and all handles of one file on this
@@ -22,6 +23,8 @@ mod handle_table;
 mod held;
 mod inode_table;
 mod io;
+mod kernel;
+mod lifetime;
 mod lookup;
 mod mapped;
 mod mode;
@@ -51,19 +54,24 @@ use tokio_util::task::TaskTracker;
 
 use crate::cache::{Cache, CacheError, ContentError};
 use crate::fetch::Fetcher;
+use crate::metrics::Metrics;
 use crate::session::Session;
 use crate::writeback::Writeback;
 use handle_table::HandleTable;
 use inode_table::InodeTable;
+use kernel::KernelCache;
+use lifetime::Changing;
 use node::Node;
 
 pub use attr::Change;
 pub use create::{CreateHow, Created};
 pub use io::{Seek, WriteTo};
+pub use kernel::{Names, StaleName, Way as TakeBack};
+pub use lifetime::Lifetimes;
 pub use mode::Way;
 pub use namespace::{At, NodeHow};
 pub use open::{OpenHow, Opened};
-pub use readdir::{Listed, ReadFrom};
+pub use readdir::Listed;
 pub use space::Side;
 pub use xattr::NewXattr;
 
@@ -80,6 +88,7 @@ pub struct Caller {
 pub struct Entry {
     pub nodeid: u64,
     pub attr: Attr,
+    pub lifetimes: Lifetimes,
 }
 
 /// Why an operation was not done.
@@ -164,6 +173,7 @@ struct Inner {
     /// Whether the kernel has refused to read a cache file, or mappings of them would be unseen.
     passthrough_refused: AtomicBool,
     inodes: InodeTable,
+    kernel: KernelCache,
     files: HandleTable<io::FileHandle>,
     directories: HandleTable<readdir::DirHandle>,
     /// Tasks that look after files that are mapped and not open.
@@ -185,6 +195,7 @@ impl Vfs {
                 options,
                 passthrough_refused: AtomicBool::new(is_blind),
                 inodes: InodeTable::new(root),
+                kernel: KernelCache::default(),
                 files: HandleTable::default(),
                 directories: HandleTable::default(),
                 mapped: TaskTracker::new(),
@@ -195,7 +206,11 @@ impl Vfs {
 
     /// Lookups taken back by the kernel.
     pub fn forget(&self, nodeid: u64, count: u64) {
-        self.inner.inodes.forget(nodeid, count);
+        let inodes = &self.inner.inodes;
+        if inodes.forget(nodeid, count) {
+            let is_known = |nodeid| inodes.get(nodeid).is_some();
+            self.inner.kernel.forgot(nodeid, inodes.len(), is_known);
+        }
     }
 
     /// How many inodes the kernel knows, and how many files are open.
@@ -223,6 +238,10 @@ impl Vfs {
         self.leave_mapped().await;
     }
 
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        self.session().metrics()
+    }
+
     fn session(&self) -> &Session {
         &self.inner.parts.session
     }
@@ -247,7 +266,9 @@ impl Vfs {
     /// The inode of a nodeid. The kernel names none that it has forgotten, except after a lookup
     /// that we took back: it then looks the path up again.
     fn node(&self, nodeid: u64) -> Result<Arc<Node>, Error> {
-        self.inner.inodes.get(nodeid).ok_or(Error::Fs(FsError::Stale))
+        let node = self.inner.inodes.get(nodeid).ok_or(Error::Fs(FsError::Stale))?;
+        node.saw();
+        Ok(node)
     }
 
     /// Asks the directory.

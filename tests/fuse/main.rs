@@ -6,6 +6,7 @@ mod support;
 mod accounts;
 mod bad_input;
 mod budget;
+mod coherence;
 mod crash;
 mod directories;
 mod errors;

@@ -4,10 +4,13 @@
 mod support;
 
 mod attr;
+mod lifetime;
 mod namespace;
 mod open;
 mod walk;
 mod xattr;
+
+use std::sync::Arc;
 
 use dfs_mount::vfs::{At, Caller, CreateHow, Created, Entry, Error, OpenHow, Opened, Vfs, WriteTo};
 use dfs_proto::credential::Identity;

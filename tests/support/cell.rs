@@ -59,6 +59,10 @@ impl Cell {
 
     /// A client with a clock of its own.
     pub async fn client_at(&self, clock: Arc<dyn Clock>, passthrough: bool) -> Client {
+        self.client_with(clock, options(passthrough)).await
+    }
+
+    pub async fn client_with(&self, clock: Arc<dyn Clock>, options: Options) -> Client {
         let policy =
             RetryPolicy { give_up_after: Some(Duration::from_secs(5)), ..RetryPolicy::default() };
         let kind = LoginKind::Machine;
@@ -75,10 +79,14 @@ impl Cell {
         let fetcher = Fetcher::new(session.clone());
         let writeback = Writeback::start(session.clone(), cache.clone(), recalls).await.unwrap();
         let parts = Parts { session: session.clone(), cache, fetcher, writeback };
-        let lock_timeout = Duration::from_secs(5);
-        let options = Options { passthrough, lock_timeout, kernel_judges: true, devices: false };
         Client { vfs: Vfs::new(parts, options), session, _cache_dir: cache_dir }
     }
+}
+
+/// What a mount's user chose, but for one thing.
+pub fn options(passthrough: bool) -> Options {
+    let lock_timeout = Duration::from_secs(5);
+    Options { passthrough, lock_timeout, kernel_judges: true, devices: false }
 }
 
 impl Client {

@@ -26,6 +26,8 @@ use dfs_proto::id::FileId;
 use dfs_proto::name::Name;
 use dfs_proto::promise::{Break, BreakNumber, DirChange, Promise, StreamNumber};
 use dfs_proto::version::Sequence;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// Most names that are kept, of all directories together. Why: each takes a third of a KiB, and the
 /// daemon is to stay under 150 MiB.
@@ -69,6 +71,7 @@ pub struct Page<'a, Names> {
 #[derive(Debug, Default)]
 pub struct Promises {
     state: Mutex<State>,
+    renewals: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +148,20 @@ impl Promises {
         let mut state = self.state();
         if state.stream == Some(stream) {
             state.until = state.until.max(until);
+            drop(state);
+            self.renewals.notify_waiters();
         }
+    }
+
+    /// The end of the promise lease, if there is a stream. On `Clock::boottime`.
+    pub fn until(&self) -> Option<Duration> {
+        let state = self.state();
+        state.stream.map(|_| state.until)
+    }
+
+    /// Waits for the next renewal.
+    pub fn renewal(&self) -> Notified<'_> {
+        self.renewals.notified()
     }
 
     /// An operation may have changed anything: nothing that was learnt answers any more.

@@ -152,6 +152,9 @@ pub struct MountStatus {
     pub kept_count: u64,
     /// Requests sent on the wire, by operation, since the daemon started.
     pub rpcs: BTreeMap<String, u64>,
+    /// What else is counted, by name.
+    #[serde(default)]
+    pub events: BTreeMap<String, u64>,
 }
 
 /// A mount's cache.

@@ -8,14 +8,14 @@ use dfs_proto::directory::{RenameRule, XattrRule};
 use fuser::{INodeNo, RenameFlags, ReplyAttr, ReplyEmpty, ReplyEntry};
 use nix::fcntl::{FallocateFlags, OFlag};
 
+use super::Fuse;
 use super::attr::{file_attr, generation};
 use super::caller::Callers;
 use super::interrupt::Wakes;
 use super::reply::Request;
-use super::{Fuse, LIFETIME};
 use crate::cache::Allocate;
 use crate::sys;
-use crate::vfs::{At, Caller, Entry, Error, OpenHow, Vfs};
+use crate::vfs::{At, Caller, Entry, Error, Lifetimes, OpenHow, Vfs};
 
 /// Who asks, before it is looked up what groups they have.
 pub(super) struct Asker {
@@ -147,11 +147,12 @@ pub(super) fn allocation(mode: i32) -> Option<Allocate> {
 }
 
 pub(super) fn answer_entry(reply: ReplyEntry, entry: Entry) {
-    reply.entry(&LIFETIME, &file_attr(&entry), generation(&entry.attr));
+    let Lifetimes { name, attr } = entry.lifetimes;
+    reply.entry_with_ttls(&attr, &name, &file_attr(&entry), generation(&entry.attr));
 }
 
 pub(super) fn answer_attr(reply: ReplyAttr, entry: Entry) {
-    reply.attr(&LIFETIME, &file_attr(&entry));
+    reply.attr(&entry.lifetimes.attr, &file_attr(&entry));
 }
 
 /// Ends a handle that its opener did not wait for.

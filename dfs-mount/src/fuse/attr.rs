@@ -6,7 +6,7 @@ use dfs_proto::attr::{Attr, FileKind, SetTime, Timestamp};
 use fuser::{FileAttr, FileType, Generation, INodeNo, TimeOrNow};
 use nix::sys::stat::SFlag;
 
-use crate::vfs::{Entry, Listed};
+use crate::vfs::Entry;
 
 /// Unit of `st_blocks`, whatever the file system's own block is.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -36,31 +36,6 @@ pub(super) fn file_attr(entry: &Entry) -> FileAttr {
         blksize: IO_BYTES,
         flags: 0,
     }
-}
-
-/// The attributes of a listed name. Of `.` and `..` the kernel takes nothing but the number.
-pub(super) fn listed_attr(listed: &Listed<'_>) -> (FileAttr, Generation) {
-    if let Some(entry) = &listed.entry {
-        return (file_attr(entry), generation(&entry.attr));
-    }
-    let attr = FileAttr {
-        ino: INodeNo(listed.nodeid),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: file_type(listed.kind),
-        perm: 0,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: IO_BYTES,
-        flags: 0,
-    };
-    (attr, Generation(0))
 }
 
 pub(super) fn generation(attr: &Attr) -> Generation {

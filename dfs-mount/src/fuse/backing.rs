@@ -6,10 +6,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
-use super::LIFETIME;
 use super::attr::{file_attr, generation};
 use crate::cache::CacheFile;
 use crate::vfs::{Created, Opened, Vfs, Way};
@@ -25,6 +25,10 @@ struct Registered {
 pub(super) struct Backings {
     registered: Mutex<Registered>,
 }
+
+/// How long the kernel may use what the answer to a create says: fuser knows one lifetime for the
+/// name and for attributes, and those of a file that is written change all the time.
+const LIFETIME: Duration = Duration::ZERO;
 
 /// What the reply to an open names.
 struct Shape {

@@ -14,12 +14,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use fuser::{
-    Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -27,6 +27,8 @@ use tokio_util::task::TaskTracker;
 
 use super::errno::errno;
 use super::interrupt::{Wakes, interrupted};
+use super::notify::Notifier;
+use crate::metrics::{Counter, Metrics};
 use crate::vfs::Error;
 use dfs_proto::error::FsError;
 
@@ -54,7 +56,6 @@ refuse!(
     ReplyCreate,
     ReplyData,
     ReplyDirectory,
-    ReplyDirectoryPlus,
     ReplyEmpty,
     ReplyEntry,
     ReplyLseek,
@@ -82,12 +83,21 @@ pub(super) struct Server {
     runtime: Handle,
     permits: Arc<Semaphore>,
     tasks: TaskTracker,
+    notifier: Arc<OnceLock<Arc<Notifier>>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Server {
-    pub(super) fn new(runtime: Handle) -> Server {
+    pub(super) fn new(runtime: Handle, metrics: Arc<Metrics>) -> Server {
         let permits = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-        Server { runtime, permits, tasks: TaskTracker::new() }
+        Server { runtime, permits, tasks: TaskTracker::new(), notifier: Arc::default(), metrics }
+    }
+
+    /// By whom the kernel is told what is stale. To be said before it asks for anything.
+    pub(super) fn tell_by(&self, notifier: Arc<Notifier>) {
+        if self.notifier.set(notifier).is_err() {
+            unreachable!("a connection has one notifier");
+        }
     }
 
     /// Starts `operation` and answers `reply` when it is done: with `accept` or an errno. If the
@@ -108,6 +118,7 @@ impl Server {
         Undo: Future<Output = ()> + Send + 'static,
     {
         let permits = request.needs_permit.then(|| self.permits.clone());
+        let notifier = self.notifier.clone();
         let whole = async move {
             let mut operation = std::pin::pin!(with_permit(permits, operation));
             let outcome = tokio::select! {
@@ -115,6 +126,10 @@ impl Server {
                 outcome = &mut operation => Some(outcome),
                 () = interrupted(request.pid, request.wakes) => None,
             };
+            // What the operation made stale the program must not meet any more.
+            if let Some(notifier) = notifier.get() {
+                notifier.take_attrs_back();
+            }
             match outcome {
                 Some(Ok(value)) => accept(reply, value),
                 Some(Err(error)) => refuse(request, reply, &error),
@@ -170,6 +185,7 @@ impl Server {
     }
 
     fn start(&self, mut task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.metrics.count(Counter::KernelAsked);
         let _context = self.runtime.enter();
         let mut first_look = Context::from_waker(Waker::noop());
         if task.as_mut().poll(&mut first_look) == Poll::Pending {

@@ -9,17 +9,17 @@ use dfs_proto::attr::VolumeSpace;
 use dfs_proto::limits::NAME_BYTES_MAX;
 use fuser::{
     Errno, FileHandle, INodeNo, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
+    ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
 };
 
 use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
+use super::Fuse;
 use super::ask::{Asker, allocation, answer_attr, open_how, release_late, unbounded};
-use super::attr::{file_type, listed_attr};
+use super::attr::file_type;
 use super::reply::{self, Request};
-use super::{Fuse, LIFETIME};
-use crate::vfs::{At, Change, CreateHow, Created, Error, Opened, ReadFrom, Seek, Side, WriteTo};
+use crate::vfs::{At, Change, CreateHow, Created, Error, Opened, Seek, Side, WriteTo};
 
 /// Unit in which statfs counts space. Units: bytes.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -195,35 +195,13 @@ impl Fuse {
     ) {
         let vfs = self.vfs.clone();
         self.server.fill(request, reply, |mut filling| async move {
-            let from = ReadFrom { cookie, with_attributes: false };
             let caller = asker.caller();
-            let listed = vfs.readdir(&caller, handle, from, |item| {
+            let listed = vfs.readdir(&caller, handle, cookie, |item| {
                 let (nodeid, kind) = (INodeNo(item.nodeid), file_type(item.kind));
                 !filling.reply().add(nodeid, item.cookie, kind, OsStr::from_bytes(item.name))
             });
             let result = listed.await;
             filling.finish(result, ReplyDirectory::ok);
-        });
-    }
-
-    pub(super) fn serve_readdirplus(
-        &self,
-        (request, asker): (Request, Asker),
-        (handle, cookie): (u64, u64),
-        reply: ReplyDirectoryPlus,
-    ) {
-        let vfs = self.vfs.clone();
-        self.server.fill(request, reply, |mut filling| async move {
-            let from = ReadFrom { cookie, with_attributes: true };
-            let caller = asker.caller();
-            let listed = vfs.readdir(&caller, handle, from, |item| {
-                let (attr, generation) = listed_attr(&item);
-                let name = OsStr::from_bytes(item.name);
-                let reply = filling.reply();
-                !reply.add(attr.ino, item.cookie, name, &LIFETIME, &attr, generation)
-            });
-            let result = listed.await;
-            filling.finish(result, ReplyDirectoryPlus::ok);
         });
     }
 }

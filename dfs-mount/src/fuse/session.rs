@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use super::Fuse;
 use super::backing::Backings;
 use super::caller::Callers;
+use super::notify::{self, Notifier};
 use super::reply::Server;
 use crate::sys;
 use crate::vfs::Vfs;
@@ -58,8 +59,6 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
     let wanted = [
         InitFlags::FUSE_ATOMIC_O_TRUNC,
         InitFlags::FUSE_PARALLEL_DIROPS,
-        InitFlags::FUSE_DO_READDIRPLUS,
-        InitFlags::FUSE_READDIRPLUS_AUTO,
         // Or every write asks for security.capability first.
         InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         // A link's target never changes.
@@ -83,6 +82,9 @@ pub struct Mounted {
     server: Server,
     vfs: Vfs,
     threads: Option<JoinHandle<io::Result<()>>>,
+    /// They drop names.
+    droppers: Vec<JoinHandle<()>>,
+    listener: tokio::task::JoinHandle<()>,
 }
 
 /// Mounts `vfs` on `directory`. Returns when the kernel has agreed, so that the mount is usable.
@@ -98,7 +100,7 @@ pub fn mount(
     runtime: &Handle,
 ) -> io::Result<Mounted> {
     let directory = directory.canonicalize()?;
-    let server = Server::new(runtime.clone());
+    let server = Server::new(runtime.clone(), vfs.metrics().clone());
     let fuse = Fuse {
         vfs: vfs.clone(),
         server: server.clone(),
@@ -106,9 +108,27 @@ pub fn mount(
         backings: Arc::new(Backings::default()),
     };
     let session = connect(fuse, &directory, options)?;
+    serve(session, (vfs, server), &directory, runtime).inspect_err(|_| {
+        // The error tells why; the mount without a server behind it must not stay.
+        let _ = sys::unmount(&directory, true);
+    })
+}
+
+/// Starts the threads that a connection needs.
+fn serve(
+    session: Session<Fuse>,
+    (vfs, server): (Vfs, Server),
+    directory: &Path,
+    runtime: &Handle,
+) -> io::Result<Mounted> {
+    let notifier = Arc::new(Notifier::new(vfs.clone(), &session)?);
+    server.tell_by(Arc::clone(&notifier));
+    let droppers = notify::start_threads(&notifier)?;
+    let listener = runtime.spawn(notify::listen(notifier, vfs.keep()));
     let threads =
         std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run())?;
-    Ok(Mounted { directory, server, vfs, threads: Some(threads) })
+    let directory = directory.to_owned();
+    Ok(Mounted { directory, server, vfs, threads: Some(threads), droppers, listener })
 }
 
 fn connect(fuse: Fuse, directory: &Path, options: &MountOptions) -> io::Result<Session<Fuse>> {
@@ -202,6 +222,11 @@ impl Mounted {
     pub async fn ended(mut self) -> io::Result<()> {
         let threads = self.threads.take();
         let joined = tokio::task::spawn_blocking(move || threads.map(JoinHandle::join)).await;
+        self.listener.abort();
+        self.vfs.kernel_is_gone();
+        let droppers = std::mem::take(&mut self.droppers);
+        let dropped = || droppers.into_iter().for_each(|thread| drop(thread.join()));
+        let _ = tokio::task::spawn_blocking(dropped).await;
         self.server.drain().await;
         self.vfs.close_all().await;
         match joined {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Core;
 use super::connection::{Attempt, Sending, To};
+use super::told::Done;
 
 /// Delays between two tries to get the event stream.
 const RECONNECT_DELAY_FIRST: Duration = Duration::from_millis(50);
@@ -98,6 +99,8 @@ pub(super) struct Acknowledgements {
 struct Waiting {
     number: Option<BreakNumber>,
     used: Vec<FileId>,
+    /// What must be over before.
+    done: Vec<Done>,
 }
 
 impl Acknowledgements {
@@ -105,21 +108,23 @@ impl Acknowledgements {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, number: BreakNumber, used: Vec<FileId>) {
+    fn add(&self, number: BreakNumber, used: Vec<FileId>, done: Done) {
         let mut waiting = self.waiting();
         waiting.number = waiting.number.max(Some(number));
         waiting.used.extend(used);
+        waiting.done.push(done);
         drop(waiting);
         self.come.notify_one();
     }
 
-    fn take(&self) -> Option<Acknowledge> {
-        let Waiting { number, mut used } = std::mem::take(&mut *self.waiting());
+    /// The next acknowledgement, and what must be over before it is sent.
+    fn take(&self) -> Option<(Acknowledge, Vec<Done>)> {
+        let Waiting { number, mut used, done } = std::mem::take(&mut *self.waiting());
         used.sort_unstable();
         used.dedup();
         // Those left out are no longer promised after their next break.
         used.truncate(USED_DIRS_MAX);
-        number.map(|number| Acknowledge { number, used })
+        number.map(|number| (Acknowledge { number, used }, done))
     }
 }
 
@@ -130,7 +135,11 @@ pub(super) async fn acknowledge(core: Arc<Core>, stop: CancellationToken) {
 async fn acknowledge_for_ever(core: &Core) {
     loop {
         core.acknowledgements.come.notified().await;
-        let Some(request) = core.acknowledgements.take() else { continue };
+        let Some((request, done)) = core.acknowledgements.take() else { continue };
+        for done in done {
+            // An error means that there is nobody to wait for.
+            let _ = done.await;
+        }
         let (to, sending) = (To::Role(Role::Directory), Sending::default());
         let attempt = Attempt { to, sending, timeout: core.standing().lease };
         if let Err(error) = core.connection.attempt(attempt, &request, Vec::new()).await {
@@ -158,6 +167,8 @@ async fn listen_for_ever(core: &Core, recalls: &mpsc::Sender<Recall>) {
             Ok(stream) => {
                 let result = take_events(core, sent_at, stream, recalls).await;
                 core.connection.promises().stream_ended();
+                // To ask for another one says that nothing is held any more.
+                let _ = core.listeners.lost().await.await;
                 match result {
                     Ok(End::OfOurs) => continue,
                     Ok(End::OfTheirs) => delay = RECONNECT_DELAY_FIRST,
@@ -238,8 +249,9 @@ async fn take_event(
             promises.renewed(stream, holder_deadline(sent_at, core.standing().lease));
         }
         SessionEvent::Break(told) => {
-            let used = promises.break_came(&told);
-            core.acknowledgements.add(told.number, used);
+            let (number, used) = (told.number, promises.break_came(&told));
+            let done = core.listeners.broken(told).await;
+            core.acknowledgements.add(number, used, done);
         }
         SessionEvent::Idle => {}
     }

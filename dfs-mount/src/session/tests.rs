@@ -11,10 +11,14 @@ use dfs_proto::clock::{ManualClock, SystemClock};
 use dfs_proto::directory::{GetAttr, LockWait, Open, OpenAccess};
 use dfs_proto::id::FileId;
 use dfs_proto::lock::Recall;
+use dfs_proto::promise::{Break, BreakNumber, DirChange};
+use dfs_proto::session::SessionEvent;
+use dfs_proto::version::Sequence;
 use tokio::sync::mpsc;
 
 use super::Session;
 use super::connection::Connection;
+use super::told::{Seen, Told, What};
 use crate::metrics::Counter;
 use crate::testing::client::{connect, unknown_fid};
 use crate::testing::fake_cell::FakeCell;
@@ -231,4 +235,50 @@ async fn a_server_that_is_away_is_an_error_in_time() {
     assert!(ended.unwrap_err().is_transient());
     weather.partition(false);
     ping(&session).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_stream_is_asked_for_when_nothing_is_held_by_the_one_that_ended() {
+    let (cell, clock) = world();
+    let (session, _recalls) = open(&cell, &clock).await;
+    cell.until(|cell| cell.sessions.values().all(|(_, stream)| stream.is_some())).await;
+    let mut events = session.keep();
+    cell.cell().sessions.get_mut(&session.id()).unwrap().1 = None;
+    let told = events.recv().await.unwrap();
+    assert!(matches!(told.what, What::Lost));
+    let heartbeats = cell.call_count("session.heartbeat");
+    until_in_time(&clock, || cell.call_count("session.heartbeat") > heartbeats + 5).await;
+    assert_eq!(cell.call_count("session.events"), 1);
+    told.done.send(()).unwrap();
+    until_in_time(&clock, || cell.call_count("session.events") == 2).await;
+}
+
+#[tokio::test]
+async fn a_break_is_acknowledged_when_the_keeper_says_so_and_watchers_are_told() {
+    let (cell, clock) = world();
+    let (session, _recalls) = open(&cell, &clock).await;
+    cell.until(|cell| cell.sessions.values().all(|(_, stream)| stream.is_some())).await;
+    let (mut events, mut watcher) = (session.keep(), session.watch());
+    let dir = session.root().fid;
+    let (names, sequence) = (Vec::new(), Sequence::default());
+    let change = DirChange { dir, attr: None, names, is_cut: true, is_made: false, sequence };
+    let told = Break { number: BreakNumber(1), changes: vec![change.clone()], ended: vec![dir] };
+    let send = |cell: &FakeCell| {
+        let stream = cell.cell().sessions[&session.id()].1.clone();
+        stream.unwrap().send(SessionEvent::Break(told.clone())).unwrap();
+    };
+    send(&cell);
+    let Told { what, done } = events.recv().await.unwrap();
+    assert!(matches!(what, What::Break(broken) if *broken == told));
+    assert_eq!(watcher.recv().await.unwrap(), Seen::Change(Arc::new(change)));
+    assert_eq!(watcher.recv().await.unwrap(), Seen::Ended(dir));
+    let heartbeats = cell.call_count("session.heartbeat");
+    until_in_time(&clock, || cell.call_count("session.heartbeat") > heartbeats + 5).await;
+    assert_eq!(cell.call_count("session.acknowledge"), 0);
+    done.send(()).unwrap();
+    until_in_time(&clock, || cell.call_count("session.acknowledge") == 1).await;
+    // A keeper that is gone holds nothing.
+    drop(events);
+    send(&cell);
+    until_in_time(&clock, || cell.call_count("session.acknowledge") == 2).await;
 }

@@ -23,8 +23,8 @@ use dfs_proto::manifest::Manifest;
 use dfs_proto::promise::StreamNumber;
 use dfs_proto::rpc::{Access, Envelope, Rpc, StreamRpc, decode_request, encode_reply, split_frame};
 use dfs_proto::session::{
-    CloseSession, Events, Heartbeat, HeartbeatReply, OpenSession, SessionEvent, SessionReply,
-    VolumeReply,
+    Acknowledge, CloseSession, Events, Heartbeat, HeartbeatReply, OpenSession, SessionEvent,
+    SessionReply, VolumeReply,
 };
 use dfs_proto::version::{DataVersion, Epoch, FencingToken, Sequence};
 use futures_util::StreamExt;
@@ -227,6 +227,7 @@ impl FakeCell {
             Heartbeat::PATH => self.run(&request, |who, it| self.heartbeat(who, it)),
             CloseSession::PATH => self.run(&request, |who, _: CloseSession| self.close(who)),
             Events::PATH => return self.events(&request),
+            Acknowledge::PATH => self.run(&request, |_, _: Acknowledge| Ok(())),
             GetAttr::PATH => self.run(&request, |_, it: GetAttr| self.getattr(it.fid)),
             Create::PATH => self.run(&request, |who, it| self.create(who, it)),
             Open::PATH => return self.open(&request).await,

@@ -17,7 +17,7 @@ use dfs_proto::error::FsError;
 
 use super::node::{First, Node};
 use super::open::OpenHow;
-use super::{Caller, Entry, Error, Vfs};
+use super::{Caller, Entry, Error, Lifetimes, Vfs};
 use crate::writeback::Working;
 
 /// What a caller changes of an inode.
@@ -51,7 +51,7 @@ impl Vfs {
             return Ok(self.told(&node, attr, sequence));
         }
         if let Some(attr) = self.attr_while_writing(&node) {
-            return Ok(Entry { nodeid: node.nodeid, attr });
+            return Ok(Entry { nodeid: node.nodeid, attr, lifetimes: Lifetimes::default() });
         }
         match self.ask_getattr(caller, node.fid).await {
             Ok(AttrReply { attr, sequence }) => Ok(self.told(&node, attr, sequence)),
@@ -143,6 +143,8 @@ impl Vfs {
         }
         // By which the server judges the rest.
         self.send_first(&node).await;
+        let is_directory = node.state().attr().is_some_and(|it| it.kind == FileKind::Directory);
+        let _changing = is_directory.then(|| self.changing(node.clone()));
         let request = ChangeAttr { fid: node.fid, set };
         match self.ask(caller, &request).await {
             Ok(AttrReply { attr, sequence }) => Ok(self.told(&node, attr, sequence)),

@@ -113,16 +113,18 @@ impl InodeTable {
         slots.is_current(node).then(claim)
     }
 
-    /// Takes back `count` lookups.
-    pub(crate) fn forget(&self, nodeid: u64, count: u64) {
+    /// Takes back `count` lookups. Whether that were all.
+    pub(crate) fn forget(&self, nodeid: u64, count: u64) -> bool {
         if nodeid == ROOT_NODEID {
-            return;
+            return false;
         }
         let mut slots = self.slots();
-        if let Some(slot) = slots.by_nodeid.get_mut(&nodeid) {
-            slot.lookup_count = slot.lookup_count.saturating_sub(count);
-            slots.drop_unknown(nodeid);
-        }
+        let Some(slot) = slots.by_nodeid.get_mut(&nodeid) else { return true };
+        slot.lookup_count = slot.lookup_count.saturating_sub(count);
+        // What remains was told after the kernel had given the inode up: it has it anew.
+        slot.node.is_new_again();
+        slots.drop_unknown(nodeid);
+        !slots.by_nodeid.contains_key(&nodeid)
     }
 
     /// The path by which a nodeid was last seen, from the volume's root: for people, and possibly

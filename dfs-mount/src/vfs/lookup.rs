@@ -11,7 +11,7 @@ use dfs_proto::version::Sequence;
 
 use super::namespace::At;
 use super::node::{Node, Place};
-use super::{Caller, Entry, Error, Vfs};
+use super::{Caller, Changing, Entry, Error, Lifetimes, Vfs};
 use crate::cache::promise::Known;
 
 impl Vfs {
@@ -61,16 +61,18 @@ impl Vfs {
         place: Option<Place>,
     ) -> Entry {
         let node = self.node_for(&attr, sequence).await;
-        if let Some(place) = place {
-            node.state().see_at(place);
-        }
-        self.told(&node, attr, sequence)
+        let Some(place) = place else { return self.told(&node, attr, sequence) };
+        node.state().see_at(place.clone());
+        let entry = self.told(&node, attr, sequence);
+        self.with_name_lifetime(&node, &place, entry)
     }
 
     /// What an answer says of an inode, or what is known that is newer.
     pub(super) fn told(&self, node: &Node, attr: Attr, sequence: Sequence) -> Entry {
         let newest = node.state().learn(attr, sequence);
-        Entry { nodeid: node.nodeid, attr: self.shown(node, newest) }
+        let (nodeid, attr, lifetimes) =
+            (node.nodeid, self.shown(node, newest), Lifetimes::default());
+        self.with_attr_lifetime(node, Entry { nodeid, attr, lifetimes })
     }
 
     /// The node through which the version in `attr` can be opened: if handles show another one,
@@ -112,8 +114,9 @@ impl Vfs {
         }
     }
 
-    /// A directory and a name in it.
-    pub(super) fn name_in(&self, at: &At) -> Result<(Arc<Node>, Name), Error> {
-        Ok((self.node(at.parent)?, Name::parse(&at.name)?))
+    /// A directory and a name in it that is about to be changed.
+    pub(super) fn name_in(&self, at: &At) -> Result<(Changing<'_>, Name), Error> {
+        let directory = self.changing(self.node(at.parent)?);
+        Ok((directory, Name::parse(&at.name)?))
     }
 }

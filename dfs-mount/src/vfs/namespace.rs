@@ -89,15 +89,21 @@ impl Vfs {
 
     pub async fn unlink(&self, caller: &Caller, at: At) -> Result<(), Error> {
         let (parent, name) = self.name_in(&at)?;
-        let reply = self.ask(caller, &Unlink { parent: parent.fid, name }).await?;
+        let request = Unlink { parent: parent.fid, name };
+        let reply = self.ask(caller, &request).await?;
         self.note(&reply.attr, reply.sequence);
+        self.inner.kernel.removed(&Place { parent: at.parent, name: request.name });
         Ok(())
     }
 
     pub async fn rmdir(&self, caller: &Caller, at: At) -> Result<(), Error> {
         let (parent, name) = self.name_in(&at)?;
-        let reply = self.ask(caller, &RemoveDir { parent: parent.fid, name }).await?;
+        let place = Place { parent: at.parent, name };
+        let _removed = self.changing_at(&place);
+        let request = RemoveDir { parent: parent.fid, name: place.name.clone() };
+        let reply = self.ask(caller, &request).await?;
         self.note(&reply.attr, reply.sequence);
+        self.inner.kernel.removed(&place);
         Ok(())
     }
 
@@ -110,23 +116,26 @@ impl Vfs {
     ) -> Result<(), Error> {
         let (from_parent, from_name) = self.name_in(&from)?;
         let (to_parent, to_name) = self.name_in(&to)?;
+        let from = Place { parent: from.parent, name: from_name };
+        let to = Place { parent: to.parent, name: to_name };
+        let _moved = (self.changing_at(&from), self.changing_at(&to));
         let request = Rename {
             from_parent: from_parent.fid,
-            from_name,
+            from_name: from.name.clone(),
             to_parent: to_parent.fid,
-            to_name,
+            to_name: to.name.clone(),
             rule,
         };
         let RenameReply { attr, replaced, sequence } = self.ask(caller, &request).await?;
         self.note(&attr, sequence);
-        self.see_at(&attr, Place { parent: to.parent, name: request.to_name });
+        self.see_at(&attr, to.clone());
         if let Some(replaced) = replaced {
             self.note(&replaced, sequence);
             if rule == RenameRule::Exchange {
-                let place = Place { parent: from.parent, name: request.from_name };
-                self.see_at(&replaced, place);
+                self.see_at(&replaced, from.clone());
             }
         }
+        self.renamed(&from, &to, rule);
         Ok(())
     }
 
@@ -138,7 +147,8 @@ impl Vfs {
 
     /// What fsync(2) of a directory waits for: its entries survive the loss of power.
     pub async fn fsync_dir(&self, caller: &Caller, nodeid: u64) -> Result<(), Error> {
-        let node = self.node(nodeid)?;
+        // The kernel holds the directory meanwhile.
+        let node = self.changing(self.node(nodeid)?);
         match self.ask(caller, &Fsync { fid: node.fid }).await {
             // A directory without a name has nothing that could outlive the power.
             Err(Error::Fs(FsError::Stale)) => Ok(()),

@@ -8,6 +8,7 @@
 //! the network part of opens of one file.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) walks: Arc<Walks>,
     /// A symbolic link's target: it never changes.
     pub(crate) target: OnceLock<Arc<[u8]>>,
+    /// Whether the kernel has named it in a request.
+    is_seen: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -49,7 +52,7 @@ struct Known {
 }
 
 /// A name that led to an inode.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) parent: u64,
     pub(crate) name: Name,
@@ -111,6 +114,7 @@ impl Node {
             gate: Arc::default(),
             walks: Arc::default(),
             target: OnceLock::new(),
+            is_seen: AtomicBool::new(false),
             state: Mutex::default(),
         }
     }
@@ -123,6 +127,21 @@ impl Node {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the first reply that told the kernel of it may still be on its way there.
+    pub(crate) fn is_unseen(&self) -> bool {
+        !self.is_seen.load(Ordering::Relaxed)
+    }
+
+    /// The kernel has named it in a request.
+    pub(crate) fn saw(&self) {
+        self.is_seen.store(true, Ordering::Relaxed);
+    }
+
+    /// The kernel has given it up, and may have been told of it since.
+    pub(crate) fn is_new_again(&self) {
+        self.is_seen.store(false, Ordering::Relaxed);
     }
 
     /// Whether handles of this node are over `file`.

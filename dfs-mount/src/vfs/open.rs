@@ -77,11 +77,17 @@ impl Vfs {
         let node = self.node(nodeid)?;
         self.send_first(&node).await;
         let walk = node.walks.end(caller.pid, self.clock().boottime());
+        if walk.is_none() && self.is_to_look_again(caller, &node) {
+            return Err(FsError::Stale.into());
+        }
         let opened = if how.write {
             self.open_write(caller, node.clone(), how).await
         } else {
             self.open_read(caller, &node, walk).await
         };
+        if opened.is_ok() {
+            self.opened(&node);
+        }
         if let (Some(walk), Err(Error::Fs(FsError::Stale))) = (walk, &opened) {
             node.walks.refuse(walk, self.clock().boottime());
         }
@@ -368,6 +374,7 @@ impl Vfs {
         if how.read && way == Way::Beside {
             working.expect_stores();
         }
+        self.begun_writing(node);
         let file = working.file().clone();
         let handle = self.inner.files.insert(FileHandle::writing(node.clone(), working));
         Opened { handle, nodeid: node.nodeid, file, way }

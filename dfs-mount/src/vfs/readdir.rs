@@ -12,12 +12,11 @@ use dfs_proto::directory::{ReadDir, ReadDirReply};
 use dfs_proto::dirent::DirEntry;
 use dfs_proto::limits::DIR_PAGE_ENTRIES_MAX;
 use dfs_proto::name::Name;
-use dfs_proto::version::Sequence;
 use tokio::sync::Mutex;
 
 use super::inode_table::ROOT_NODEID;
-use super::node::{Node, Place};
-use super::{Caller, Entry, Error, Vfs};
+use super::node::Node;
+use super::{Caller, Error, Vfs};
 
 /// Bits of a cookie that count entries within a page. Why 16: a page has at most 4,096.
 const PLACE_BITS: u32 = 16;
@@ -43,7 +42,6 @@ struct Listing {
 struct Page {
     number: u64,
     entries: Vec<DirEntry>,
-    sequence: Sequence,
     is_last: bool,
 }
 
@@ -55,8 +53,6 @@ pub struct Listed<'a> {
     /// Where the listing goes on after this entry.
     pub cookie: u64,
     pub nodeid: u64,
-    /// Present in listings with attributes, but for `.` and `..`: the kernel was told of an inode.
-    pub entry: Option<Entry>,
 }
 
 impl Vfs {
@@ -72,8 +68,11 @@ impl Vfs {
     }
 
     /// Offers `sink` the entries after `cookie` until it has taken no more (`false`) or the page
-    /// ends; nothing is offered only at the end of the directory. `with_attributes` names every
-    /// offered inode to the kernel.
+    /// ends; nothing is offered only at the end of the directory.
+    ///
+    /// Without attributes: the kernel cannot be told how long those of a listing are good for. What
+    /// it makes of them it makes after it was told that they are stale, and does not notice. Looked
+    /// up one by one they are answered from memory, and good for the rest of the lease.
     ///
     /// # Errors
     /// `AccessDenied`, `NotFound` if the directory is gone.
@@ -81,12 +80,11 @@ impl Vfs {
         &self,
         caller: &Caller,
         handle: u64,
-        ask: ReadFrom,
+        mut cookie: u64,
         mut sink: impl FnMut(Listed<'_>) -> bool + Send,
     ) -> Result<(), Error> {
         let handle = self.inner.directories.get(handle).ok_or(Error::BadHandle)?;
         let mut listing = handle.listing.lock().await;
-        let mut cookie = ask.cookie;
         loop {
             let number = cookie >> PLACE_BITS;
             self.load(caller, &handle.node, &mut listing, cookie).await?;
@@ -95,8 +93,7 @@ impl Vfs {
             };
             let place = cookie & PLACE_MASK;
             if place < page.places() {
-                let from = ReadFrom { cookie, ..ask };
-                self.offer(&handle.node, page, from, &mut sink).await;
+                self.offer(&handle.node, page, cookie, &mut sink);
                 return Ok(());
             }
             if page.is_last {
@@ -129,48 +126,37 @@ impl Vfs {
             return Ok(());
         };
         if number == 0
-            && let Some((all, sequence)) = self.known_list(caller, node)
+            && let Some((all, _)) = self.known_list(caller, node)
             && all.len() <= KNOWN_ENTRIES_MAX
         {
             let entries = all.into_iter().map(|(name, attr)| DirEntry { name, attr }).collect();
-            listing.loaded = Some(Page { number, entries, sequence, is_last: true });
+            listing.loaded = Some(Page { number, entries, is_last: true });
             return Ok(());
         }
         let request = ReadDir { fid: node.fid, after, limit: DIR_PAGE_ENTRIES_MAX };
-        let ReadDirReply { page, sequence } =
+        let ReadDirReply { page, .. } =
             self.ask_readdir(caller, &request).await.map_err(Error::through_handle)?;
         let next_start = page.entries.last().map(|entry| entry.name.clone());
         let is_last = page.is_last || next_start.is_none();
         if !is_last && listing.starts.len() as u64 == number + 1 {
             listing.starts.push(next_start);
         }
-        listing.loaded = Some(Page { number, entries: page.entries, sequence, is_last });
+        listing.loaded = Some(Page { number, entries: page.entries, is_last });
         Ok(())
     }
 
-    async fn offer(
+    fn offer(
         &self,
         directory: &Node,
         page: &Page,
-        from: ReadFrom,
+        cookie: u64,
         sink: &mut (impl FnMut(Listed<'_>) -> bool + Send),
     ) {
-        for place in from.cookie & PLACE_MASK..page.places() {
+        for place in cookie & PLACE_MASK..page.places() {
             let cookie = (page.number << PLACE_BITS) | (place + 1);
             let is_taken = match page.at(place) {
                 Found::Dot => sink(dot(b".", directory.nodeid, cookie)),
                 Found::DotDot => sink(dot(b"..", parent_of(directory), cookie)),
-                Found::Entry(found) if from.with_attributes => {
-                    let place = Place { parent: directory.nodeid, name: found.name.clone() };
-                    let entry = self.entry(found.attr.clone(), page.sequence, Some(place)).await;
-                    let nodeid = entry.nodeid;
-                    let is_taken =
-                        sink(Listed { entry: Some(entry), ..listed(found, cookie, nodeid) });
-                    if !is_taken {
-                        self.forget(nodeid, 1);
-                    }
-                    is_taken
-                }
                 Found::Entry(found) => {
                     let fid = found.attr.fid;
                     let known = self.inner.inodes.find(fid).map(|node| node.nodeid);
@@ -186,14 +172,7 @@ impl Vfs {
 
 fn listed(found: &DirEntry, cookie: u64, nodeid: u64) -> Listed<'_> {
     let (name, kind) = (found.name.as_bytes(), found.attr.kind);
-    Listed { name, kind, cookie, nodeid, entry: None }
-}
-
-/// Where a listing starts and what it tells.
-#[derive(Clone, Copy, Debug)]
-pub struct ReadFrom {
-    pub cookie: u64,
-    pub with_attributes: bool,
+    Listed { name, kind, cookie, nodeid }
 }
 
 /// What is at a place of a page.
@@ -225,7 +204,7 @@ impl Page {
 }
 
 fn dot(name: &'static [u8], nodeid: u64, cookie: u64) -> Listed<'static> {
-    Listed { name, kind: FileKind::Directory, cookie, nodeid, entry: None }
+    Listed { name, kind: FileKind::Directory, cookie, nodeid }
 }
 
 /// The nodeid of the directory that holds this one, as far as it was seen.

@@ -10,7 +10,7 @@ use dfs_proto::error::FsError;
 
 use super::attr::SET_ID_BITS;
 use super::node::{Node, State};
-use super::{Caller, Entry, Error, Vfs};
+use super::{Caller, Entry, Error, Lifetimes, Vfs};
 
 const SET_GROUP_ID: u32 = 0o2000;
 const GROUP_EXECUTE: u32 = 0o010;
@@ -21,7 +21,7 @@ impl Vfs {
         let known = node.state().attr().cloned();
         let attr = known.ok_or(Error::Fs(FsError::NotFound))?;
         let attr = self.shown(node, Attr { nlink: 0, ..attr });
-        Ok(Entry { nodeid: node.nodeid, attr })
+        Ok(Entry { nodeid: node.nodeid, attr, lifetimes: Lifetimes::default() })
     }
 
     /// Changes its attributes, as the server would.

@@ -65,7 +65,8 @@ impl Vfs {
     /// # Errors
     /// As [`SetXattr`]; `NotFound` for a removed file that is open here.
     pub async fn setxattr(&self, caller: &Caller, nodeid: u64, new: NewXattr) -> Result<(), Error> {
-        let node = self.node(nodeid)?;
+        // The kernel holds the inode meanwhile.
+        let node = self.changing(self.node(nodeid)?);
         self.send_what_judges(caller, &node).await;
         let NewXattr { name, value, rule } = new;
         let request = SetXattr { fid: node.fid, name, value, rule };
@@ -82,7 +83,7 @@ impl Vfs {
         nodeid: u64,
         name: XattrName,
     ) -> Result<(), Error> {
-        let node = self.node(nodeid)?;
+        let node = self.changing(self.node(nodeid)?);
         self.send_what_judges(caller, &node).await;
         let request = RemoveXattr { fid: node.fid, name };
         self.xattr_changed(&node, self.ask(caller, &request).await)

@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn what_is_known_here_is_answered_on_the_calling_thread() {
-    let server = Server::new(Handle::current());
+    let server = Server::new(Handle::current(), Arc::default());
     let (reply, answered) = answer();
     let caller = std::thread::current().id();
     let operation = async move {
@@ -43,7 +43,7 @@ async fn what_is_known_here_is_answered_on_the_calling_thread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_must_wait_does_not_hold_the_calling_thread() {
-    let server = Server::new(Handle::current());
+    let server = Server::new(Handle::current(), Arc::default());
     let (reply, answered) = answer();
     let (go, gone) = tokio::sync::oneshot::channel();
     let operation = async move { Ok(gone.await.unwrap()) };
@@ -56,7 +56,7 @@ async fn what_must_wait_does_not_hold_the_calling_thread() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_free_permit_only_operations_that_need_none_proceed() {
-    let server = Server::new(Handle::current());
+    let server = Server::new(Handle::current(), Arc::default());
     let all = server.permits.clone().acquire_many_owned(IN_FLIGHT_MAX as u32).await.unwrap();
     let (reply, waiting) = answer();
     server.answer(request(true), reply, async { Ok(1) }, accept);
@@ -71,7 +71,7 @@ async fn without_a_free_permit_only_operations_that_need_none_proceed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_caller_is_sent_away_and_a_late_success_is_taken_back() {
-    let server = Server::new(Handle::current());
+    let server = Server::new(Handle::current(), Arc::default());
     let mut child = std::process::Command::new("/bin/sh")
         .args(["-c", "trap : TERM; kill -STOP $$"])
         .spawn()

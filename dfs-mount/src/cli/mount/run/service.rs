@@ -59,6 +59,7 @@ impl Service {
             kept_count: report.entries.len() as u64 - unsent.file_count,
             unsent,
             rpcs: counts.into_iter().map(|(path, count)| (path.to_owned(), count)).collect(),
+            events: session.metrics().event_counts(),
         }
     }
 }
