@@ -26,6 +26,7 @@ mod serve;
 mod show;
 mod status;
 mod umount;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -36,7 +37,7 @@ use args::{
     AdminCommand, BenchArgs, CacheCommand, CellArgs, CompletionsArgs, CopyArgs, EditArgs,
     FlushArgs, LoginArgs, LsArgs, ManArgs, MkdirArgs, MountArgs, MountPointArgs, MvArgs,
     OutboxCommand, PasswdArgs, PathsArgs, RmArgs, ServeArgs, StatusArgs, TokenCommand, UmountArgs,
-    UserAddArgs, UserArgs, UserCommand,
+    UserAddArgs, UserArgs, UserCommand, WatchArgs,
 };
 use exit::Exit;
 use failure::Failure;
@@ -101,6 +102,8 @@ enum Command {
     /// What mounts keep on the local disk
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Show what other clients change in a directory, as they do
+    Watch(WatchArgs),
     /// State of mounts and of the cell
     Status(StatusArgs),
     /// Measure how fast a directory is
@@ -200,6 +203,7 @@ async fn run_async(command: Command, output: &mut Output) -> Result<(), Failure>
         Command::Flush(arguments) => flush::flush(&arguments, output).await,
         Command::Cache(CacheCommand::Ls(arguments)) => cache::ls(&arguments, output).await,
         Command::Cache(CacheCommand::Clear(arguments)) => cache::clear(&arguments, output).await,
+        Command::Watch(arguments) => watch::watch(&arguments, output).await,
         Command::Bench(arguments) => bench::bench(&arguments, output).await,
         Command::Completions(arguments) => generate::completions(&arguments, output),
         Command::Man(arguments) => generate::man(&arguments),

@@ -36,6 +36,7 @@ mod removed;
 mod space;
 mod statfs;
 mod walk;
+mod watch;
 mod xattr;
 
 use std::sync::Arc;
@@ -73,6 +74,7 @@ pub use namespace::{At, NodeHow};
 pub use open::{OpenHow, Opened};
 pub use readdir::Listed;
 pub use space::Side;
+pub use watch::{Sight, Watching};
 pub use xattr::NewXattr;
 
 /// For whom an operation is done.

@@ -24,5 +24,6 @@ mod signals;
 mod split;
 mod tools;
 mod unprivileged;
+mod watch;
 mod work;
 mod xattr;

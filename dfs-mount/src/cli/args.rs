@@ -285,6 +285,12 @@ pub struct FlushArgs {
     pub timeout: Span,
 }
 
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// A directory inside a mount
+    pub path: PathBuf,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// List the files of which there is content in the cache

@@ -10,7 +10,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::message::Unsent;
 use super::message::{
-    self, CacheListing, LINE_BYTES_MAX, LineError, MountStatus, OutboxReport, Reply, Request,
+    self, CacheListing, LINE_BYTES_MAX, LineError, MountStatus, OutboxReport, Reply, Request, Seen,
 };
 use super::mountinfo::Mount;
 use super::place::{self, Found};
@@ -141,6 +141,16 @@ impl ControlClient {
         tokio::time::timeout(limit, replies).await.map_err(|_| ControlError::Silent(limit))?
     }
 
+    /// Watches a directory. When this is answered, what changes from then on is told.
+    pub async fn watch(&self, path: String) -> Result<Watched, ControlError> {
+        let mut line = self.send(&Request::Watch { path }).await?;
+        let first = tokio::time::timeout(ANSWER_TIMEOUT, line.next()).await;
+        match first.map_err(|_| ControlError::Silent(ANSWER_TIMEOUT))?? {
+            Reply::Watching => Ok(Watched { line }),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Ends the daemon and waits until it has ended, for at most `limit`.
     pub async fn stop(&self, detach: bool, limit: Duration) -> Result<(), ControlError> {
         let mut line = self.send(&Request::Stop { detach }).await?;
@@ -176,6 +186,24 @@ impl ControlClient {
                 _ => ControlError::Io { path: self.path.clone(), source },
             })?;
         Line::over(stream, &self.path, request).await
+    }
+}
+
+/// A directory that is watched.
+pub struct Watched {
+    line: Line,
+}
+
+impl Watched {
+    /// What is seen next, when something is.
+    ///
+    /// # Errors
+    /// `Ended` with the daemon.
+    pub async fn next(&mut self) -> Result<Seen, ControlError> {
+        match self.line.next().await? {
+            Reply::Seen(seen) => Ok(seen),
+            other => Err(unexpected(other)),
+        }
     }
 }
 

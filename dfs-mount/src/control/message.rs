@@ -36,6 +36,9 @@ pub enum Request {
     /// Gives back what is kept of one file, by the name that a listing has for it; answered with
     /// [`Reply::CacheCleared`], of no file if it may not go yet.
     CacheDrop { fid: String },
+    /// Tells what other clients change in a directory, given by its path in the volume; answered
+    /// with [`Reply::Watching`], then any number of [`Reply::Seen`] until the command goes away.
+    Watch { path: String },
     /// Ends the daemon once its mount is gone; with `detach` it gives the mount up by itself.
     /// Answered with [`Reply::Stopping`]; the connection ends with the daemon.
     Stop { detach: bool },
@@ -51,8 +54,46 @@ pub enum Reply {
     Drained(OutboxReport),
     Cache(CacheListing),
     CacheCleared { file_count: u64, freed_bytes: u64 },
+    Watching,
+    Seen(Seen),
     Stopping,
     Refused { why: String },
+}
+
+/// What a watcher is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    pub event: SeenEvent,
+    /// In the directory; empty if the event is about the whole of it.
+    pub name: String,
+    /// What the name names, if it names something.
+    pub kind: Option<String>,
+    pub size_bytes: Option<u64>,
+    /// In octal.
+    pub mode: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeenEvent {
+    /// Made, renamed to, or with another content or attributes.
+    Changed,
+    Removed,
+    /// Something may have changed untold: the connection was lost, or there was too much.
+    Missed,
+    /// The directory is gone: nothing more is told.
+    Gone,
+}
+
+impl SeenEvent {
+    pub fn word(self) -> &'static str {
+        match self {
+            SeenEvent::Changed => "changed",
+            SeenEvent::Removed => "removed",
+            SeenEvent::Missed => "missed",
+            SeenEvent::Gone => "gone",
+        }
+    }
 }
 
 /// How much waits to be sent.

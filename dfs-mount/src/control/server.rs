@@ -10,14 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use futures_util::stream::BoxStream;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::message::{self, CacheListing, MountStatus, OutboxReport, Reply, Request, Unsent};
+use super::message::{self, CacheListing, MountStatus, OutboxReport, Reply, Request, Seen, Unsent};
 
 /// Most connections served at a time. Why: a few commands and a monitor; more is a mistake.
 const CONNECTION_COUNT_MAX: usize = 32;
@@ -47,6 +49,9 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Gives back the space of clean, unused files, or of one: how many, and how many bytes.
     fn clear_cache(&self, fid: Option<String>) -> BoxFuture<'_, (u64, u64)>;
+
+    /// Watches a directory; or why not.
+    fn watch(&self, path: String) -> BoxFuture<'_, Result<BoxStream<'static, Seen>, String>>;
 
     /// Begins the daemon's end; returns at once.
     fn stop(&self, detach: bool);
@@ -161,6 +166,7 @@ pub async fn serve_connection(stream: UnixStream, daemon: &dyn Daemon) -> io::Re
         Err(_) => return Err(io::ErrorKind::TimedOut.into()),
     };
     match message::decode(&line) {
+        Ok(Request::Watch { path }) => watch(path, daemon, (&mut reader, &mut writer)).await?,
         Ok(request) => answer(request, daemon, &mut writer).await?,
         Err(error) => {
             let why = error.to_string();
@@ -188,6 +194,7 @@ async fn answer(request: Request, daemon: &dyn Daemon, writer: &mut Writer) -> i
         Request::CacheList => Reply::Cache(daemon.cache().await),
         Request::CacheClear => cleared(daemon.clear_cache(None).await),
         Request::CacheDrop { fid } => cleared(daemon.clear_cache(Some(fid)).await),
+        Request::Watch { .. } => unreachable!("answered by whoever reads on"),
         Request::Stop { detach } => {
             writer.write_all(&message::encode(&Reply::Stopping)).await?;
             daemon.stop(detach);
@@ -196,6 +203,28 @@ async fn answer(request: Request, daemon: &dyn Daemon, writer: &mut Writer) -> i
         }
     };
     writer.write_all(&message::encode(&reply)).await
+}
+
+/// Tells what is seen until there is nothing more, or the command goes away.
+async fn watch(
+    path: String,
+    daemon: &dyn Daemon,
+    (reader, writer): (&mut (impl AsyncRead + Unpin), &mut Writer),
+) -> io::Result<()> {
+    let mut seen = match daemon.watch(path).await {
+        Ok(seen) => seen,
+        Err(why) => return writer.write_all(&message::encode(&Reply::Refused { why })).await,
+    };
+    writer.write_all(&message::encode(&Reply::Watching)).await?;
+    loop {
+        let next = tokio::select! {
+            next = seen.next() => next,
+            // It says nothing more, so this is its end.
+            _ = reader.read_u8() => return Ok(()),
+        };
+        let Some(next) = next else { return Ok(()) };
+        writer.write_all(&message::encode(&Reply::Seen(next))).await?;
+    }
 }
 
 fn cleared((file_count, freed_bytes): (u64, u64)) -> Reply {

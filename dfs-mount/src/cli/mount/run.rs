@@ -78,7 +78,8 @@ async fn mount_daemon(
             return Err(failure);
         }
     };
-    let service = Arc::new(Service::new(Arc::clone(&config), share(&parts), give_up.clone()));
+    let service = Service::new(Arc::clone(&config), share(&parts), vfs.clone(), give_up.clone());
+    let service = Arc::new(service);
     let control_end = CancellationToken::new();
     let ready = match listen(&config) {
         Ok(socket) => {

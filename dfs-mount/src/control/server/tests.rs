@@ -1,6 +1,6 @@
 use super::*;
 use crate::control::client::{ControlClient, ControlError};
-use crate::control::message::{CachedFile, OutboxEntry};
+use crate::control::message::{CachedFile, OutboxEntry, SeenEvent};
 use crate::control::mountinfo::{Device, Mount};
 use crate::control::place;
 use crate::writeback::OutboxState;
@@ -56,6 +56,18 @@ impl Daemon for Scripted {
         Box::pin(std::future::ready((1, 4096)))
     }
 
+    fn watch(&self, path: String) -> BoxFuture<'_, Result<BoxStream<'static, Seen>, String>> {
+        let seen = Seen {
+            event: SeenEvent::Removed,
+            name: "f".into(),
+            kind: None,
+            size_bytes: None,
+            mode: None,
+        };
+        let seen: BoxStream<'static, Seen> = futures_util::stream::iter([seen]).boxed();
+        Box::pin(std::future::ready((path == "/d").then_some(seen).ok_or("no such".to_owned())))
+    }
+
     fn stop(&self, _detach: bool) {
         self.end.cancel();
     }
@@ -90,6 +102,20 @@ impl World {
     fn client(&self) -> ControlClient {
         ControlClient::at(self.socket_path())
     }
+}
+
+#[tokio::test]
+async fn a_watcher_is_told_what_is_seen_or_why_not() {
+    let world = World::new();
+    let served = world.start();
+    let client = world.client();
+    let mut watched = client.watch("/d".to_owned()).await.unwrap();
+    assert_eq!(watched.next().await.unwrap().name, "f");
+    assert!(matches!(watched.next().await, Err(ControlError::Ended)));
+    let refused = client.watch("/e".to_owned()).await;
+    assert!(matches!(refused, Err(ControlError::Refused(why)) if why == "no such"));
+    world.end.cancel();
+    served.await.unwrap();
 }
 
 #[tokio::test]

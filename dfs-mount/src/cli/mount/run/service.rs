@@ -3,31 +3,41 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_proto::credential::Identity;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Freed, Listed};
-use crate::config::MountConfig;
+use crate::cli::show;
+use crate::config::{MountConfig, parse_path};
 use crate::control::message::{
-    self, CacheListing, CacheStatus, CachedFile, MountStatus, OutboxReport, Unsent,
+    self, CacheListing, CacheStatus, CachedFile, MountStatus, OutboxReport, Seen, SeenEvent, Unsent,
 };
 use crate::control::server::{Daemon, Progress};
-use crate::vfs::Parts;
+use crate::vfs::{Caller, Parts, Sight, Vfs};
 use crate::writeback::OutboxItem;
 
 /// A running mount.
 pub struct Service {
     config: Arc<MountConfig>,
     parts: Parts,
+    vfs: Vfs,
     give_up: CancellationToken,
     /// On `Clock::boottime`.
     started: Duration,
 }
 
 impl Service {
-    pub fn new(config: Arc<MountConfig>, parts: Parts, give_up: CancellationToken) -> Service {
+    pub fn new(
+        config: Arc<MountConfig>,
+        parts: Parts,
+        vfs: Vfs,
+        give_up: CancellationToken,
+    ) -> Service {
         let started = parts.session.clock().boottime();
-        Service { config, parts, give_up, started }
+        Service { config, parts, vfs, give_up, started }
     }
 
     fn report(&self) -> OutboxReport {
@@ -94,6 +104,28 @@ fn cached(entry: Listed) -> CachedFile {
     }
 }
 
+/// Whoever may control the daemon may see what its user sees.
+fn own_caller() -> Caller {
+    let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    Caller { identity: Identity { uid, gid, groups: Vec::new() }, pid: 0 }
+}
+
+fn seen(sight: Sight) -> Seen {
+    let (event, name, attr) = match sight {
+        Sight::Changed(name, attr) => (SeenEvent::Changed, Some(name), Some(attr)),
+        Sight::Removed(name) => (SeenEvent::Removed, Some(name), None),
+        Sight::Missed => (SeenEvent::Missed, None, None),
+        Sight::Gone => (SeenEvent::Gone, None, None),
+    };
+    Seen {
+        event,
+        name: name.map(|name| name.to_string()).unwrap_or_default(),
+        kind: attr.as_ref().map(|attr| show::kind_word(attr.kind).to_owned()),
+        size_bytes: attr.as_ref().map(|attr| attr.size),
+        mode: attr.map(|attr| format!("{:04o}", attr.mode)),
+    }
+}
+
 impl Daemon for Service {
     fn status(&self) -> BoxFuture<'_, MountStatus> {
         Box::pin(async { self.now() })
@@ -136,6 +168,19 @@ impl Daemon for Service {
         Box::pin(async move {
             let Freed { file_count, bytes } = clear.await.unwrap_or_default();
             (file_count, bytes)
+        })
+    }
+
+    fn watch(&self, path: String) -> BoxFuture<'_, Result<BoxStream<'static, Seen>, String>> {
+        Box::pin(async move {
+            let names = parse_path(path.as_bytes()).map_err(|error| error.to_string())?;
+            let watching = self.vfs.watch(own_caller(), &names).await;
+            let watching = watching.map_err(|error| error.to_string())?;
+            let stream = futures_util::stream::unfold(watching, async |mut watching| {
+                let sight = watching.next().await;
+                Some((seen(sight), watching))
+            });
+            Ok(stream.boxed())
         })
     }
 
