@@ -55,7 +55,7 @@ impl Vfs {
         }
         let (reply, is_new) = (&reply, answer.created);
         let opening = Opening { caller, node: &node, how, reply, asked_at, walk: None, is_new };
-        let opened = self.open_as_answered(opening, &creating).await?;
+        let opened = self.open_as_answered(opening, &creating, open.truncate).await?;
         known.keep();
         Ok(Created { entry, opened })
     }
@@ -64,12 +64,15 @@ impl Vfs {
         &self,
         opening: Opening<'_>,
         creating: &Creating,
+        truncate: bool,
     ) -> Result<Opened, Error> {
         let Opening { caller, node, how, .. } = opening;
         let opened = if how.write {
             let intent = self.writeback().intend(node.fid).await;
             if creating.has_gone_back(node.fid) {
                 drop(intent);
+                // Others may have written it meanwhile.
+                let how = OpenHow { truncate, ..how };
                 return self.open_write(caller, node.clone(), how).await;
             }
             self.write_as_answered(opening, &intent, None).await?

@@ -53,6 +53,10 @@ struct Created {
     after: DirVersion,
 }
 
+/// How often the maker of a file asks for its lock. Why so few: each repetition needs another
+/// client to ask for it, and to get it, between two steps of one request.
+const LOST_MAX: u32 = 8;
+
 impl Directory {
     pub async fn open(&self, context: Context, request: Open) -> Result<OpenReply, FsError> {
         match request.access {
@@ -200,16 +204,36 @@ impl Directory {
         }
         let made = made?;
         let request = Open { fid: made.fid, access: request.access, have: None };
-        let open = if is_ours {
-            self.open_made(&context, request, token).await?
-        } else if made.is_new {
-            // The answer to a repeated request: the lock was granted with the first.
-            let token = self.lock(&context, made.fid, wait).await?;
-            self.open_made(&context, request, token).await?
+        let open = if made.is_new {
+            // If this is not ours, it is the answer to a repeated request: the lock was granted
+            // with the first.
+            self.open_new(&context, request, (is_ours.then_some(token), wait)).await?
         } else {
             self.open(context, request).await?
         };
         Ok(CreateReply { created: made.is_new, open, before: made.before, after: made.after })
+    }
+
+    /// Opens a file for its maker. Others see it while its maker waits for the answer, and may ask
+    /// for its lock; the maker's client, which does not know yet what it is for, gives it back.
+    /// Then the maker asks for it again, in order of arrival.
+    async fn open_new(
+        &self,
+        context: &Context,
+        request: Open,
+        (mut token, wait): (Option<FencingToken>, LockWait),
+    ) -> Result<OpenReply, FsError> {
+        for _ in 0..LOST_MAX {
+            let token = match token.take() {
+                Some(token) => token,
+                None => self.lock(context, request.fid, wait).await?,
+            };
+            match self.open_made(context, request.clone(), token).await {
+                Err(FsError::Fenced) => {}
+                other => return other,
+            }
+        }
+        Err(FsError::Fenced)
     }
 
     /// Opens a file for its maker, whatever its mode says. If it is gone already, so is the lock.
