@@ -80,3 +80,4 @@ install-deps:
 
 install-suites:
 	@CARGO="$(CARGO)" .ci/install-crates "$(TOOLS_DIR)" $(TEST_CRATES)
+	@.ci/install-file "$(TOOLS_DIR)/bin" ping_pong:ctdb:usr/bin/ping_pong

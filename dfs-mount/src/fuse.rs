@@ -16,6 +16,7 @@ mod backing;
 mod caller;
 mod errno;
 mod interrupt;
+mod lock;
 mod notify;
 mod reply;
 mod serve;
@@ -29,21 +30,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use dfs_proto::attr::SetAttr;
-use dfs_proto::error::FsError;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, TimeOrNow, WriteFlags,
 };
 
-use crate::vfs::{Change, NodeHow, Side, Vfs};
-use ask::{answer_attr, at, change, question, rename_rule, unbounded};
-use attr::{file_kind, set_time};
+use crate::vfs::{Change, Side, Vfs};
+use ask::{answer_attr, at, change, question, unbounded};
+use attr::set_time;
 use backing::Backings;
 use caller::Callers;
-use interrupt::Wakes;
-use reply::{Request, Server};
+use lock::KernelLock;
+use reply::Server;
 use serve::{Stretch, answer_statfs};
 
 pub use session::{MountOptions, Mounted, mount};
@@ -133,13 +133,8 @@ impl Filesystem for Fuse {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (vfs, asker, at) = self.named(request, parent, name);
-        let operation = async move {
-            let kind = file_kind(mode).ok_or_else(|| FsError::invalid("kind of file"))?;
-            let how = NodeHow { kind, mode: mode & 0o7777, rdev };
-            vfs.mknod(&asker.caller(), at, how).await
-        };
-        self.answer_entry(change("mknod", request, parent), reply, operation);
+        let asked = (change("mknod", request, parent), self.named(request, parent, name));
+        self.serve_mknod(asked, (mode, rdev), reply);
     }
 
     fn mkdir(
@@ -192,13 +187,8 @@ impl Filesystem for Fuse {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (vfs, asker, from) = self.named(request, parent, name);
-        let to = at(new_parent, new_name);
-        let operation = async move {
-            let rule = rename_rule(flags).ok_or_else(|| FsError::invalid("way of renaming"))?;
-            vfs.rename(&asker.caller(), from, to, rule).await
-        };
-        self.answer_empty(change("rename", request, parent), reply, operation);
+        let asked = (change("rename", request, parent), self.named(request, parent, name));
+        self.serve_rename(asked, at(new_parent, new_name), flags, reply);
     }
 
     fn link(
@@ -270,15 +260,10 @@ impl Filesystem for Fuse {
         request: &fuser::Request,
         nodeid: INodeNo,
         handle: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        if self.vfs.closes_clean(handle.0) {
-            return reply.ok();
-        }
-        let vfs = self.vfs.clone();
-        let operation = async move { vfs.flush(handle.0).await };
-        self.answer_empty(unbounded(question("flush", request, nodeid)), reply, operation);
+        self.serve_flush(request, (nodeid, handle), lock_owner, reply);
     }
 
     fn release(
@@ -291,13 +276,41 @@ impl Filesystem for Fuse {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.backings.forget_handle(handle.0);
-        let vfs = self.vfs.clone();
-        let operation = async move { vfs.release(handle.0).await };
-        // Nobody waits for a release.
-        let (op, nodeid, wakes) = ("release", nodeid.0, Wakes::Fatal);
-        let request = Request { op, nodeid, pid: 0, wakes, needs_permit: false };
-        self.answer_empty(request, reply, operation);
+        self.serve_release(nodeid, handle, reply);
+    }
+
+    fn getlk(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        last: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let asked = (question("getlk", request, nodeid), self.asker(request));
+        self.serve_find_lock(asked, (handle, KernelLock { owner, pid, start, last, kind }), reply);
+    }
+
+    fn setlk(
+        &self,
+        request: &fuser::Request,
+        nodeid: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        last: u64,
+        kind: i32,
+        pid: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        let asked = (question("setlk", request, nodeid), self.asker(request));
+        let lock = KernelLock { owner, pid, start, last, kind };
+        self.serve_lock(asked, (handle, lock), waits, reply);
     }
 
     fn fsync(
@@ -320,10 +333,7 @@ impl Filesystem for Fuse {
         _flags: OpenFlags,
         reply: ReplyOpen,
     ) {
-        match self.vfs.opendir(nodeid.0) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
-            Err(error) => reply::refuse(question("opendir", request, nodeid), reply, &error),
-        }
+        self.serve_opendir(question("opendir", request, nodeid), reply);
     }
 
     fn readdir(
@@ -346,10 +356,7 @@ impl Filesystem for Fuse {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        match self.vfs.releasedir(handle.0) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply::refuse(question("releasedir", request, nodeid), reply, &error),
-        }
+        self.serve_releasedir(question("releasedir", request, nodeid), handle, reply);
     }
 
     fn fsyncdir(
@@ -395,7 +402,7 @@ impl Filesystem for Fuse {
         reply: ReplyEmpty,
     ) {
         let at = Stretch { handle: handle.0, offset };
-        self.serve_allocate(question("fallocate", request, nodeid), (at, length), mode, reply);
+        self.serve_allocate((request, nodeid), (at, length), mode, reply);
     }
 
     fn copy_file_range(
@@ -413,7 +420,7 @@ impl Filesystem for Fuse {
     ) {
         let from = Side { handle: from.0, offset: from_offset };
         let to = Side { handle: to.0, offset: to_offset };
-        self.serve_copy(change("copy_file_range", request, nodeid), (from, to), length, reply);
+        self.serve_copy((request, nodeid), (from, to), length, reply);
     }
 
     // The kernel judges by mode bits where it may (default_permissions), else every operation is

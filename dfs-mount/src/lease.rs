@@ -6,7 +6,9 @@
 //!
 //! Rules. A lock is kept after the last close (lazily: the next open for writing by this client
 //! finds it granted). A recall is obeyed at once if no writer is open here, none is being opened,
-//! and nothing is uncommitted; else right after the last close, when its commit is through. An
+//! and nothing is uncommitted; else right after the last close, when its commit is through; or
+//! before, if those who have it open let it go because they have nothing to commit. Then the file
+//! is shared: the first write asks for the lock again. An
 //! open for writing that is under way counts: the server may have granted it the very token that
 //! is being recalled, and giving that back would let somebody else write under our feet. A recall
 //! may overtake the answer that brings its token, so it is remembered until the token is known;
@@ -32,6 +34,8 @@ pub enum Event {
     Settled,
     /// Somebody else wants to write.
     Recalled(FencingToken),
+    /// Those who have the file open for writing will ask again before they write.
+    LetGo,
     /// The lock is gone: another client has it, or the server said that it is not ours.
     Lost,
 }
@@ -44,6 +48,7 @@ pub struct Lock {
     opening_count: u32,
     writer_count: u32,
     is_uncommitted: bool,
+    is_let_go: bool,
 }
 
 impl Lock {
@@ -53,12 +58,16 @@ impl Lock {
         match event {
             Event::Opening => self.opening_count += 1,
             Event::OpeningEnded => self.opening_count = self.opening_count.saturating_sub(1),
-            Event::Granted(token) => self.held = Some(token),
+            Event::Granted(token) => {
+                self.held = Some(token);
+                self.is_let_go = false;
+            }
             Event::WriterOpened => self.writer_count += 1,
             Event::WriterClosed => self.writer_count = self.writer_count.saturating_sub(1),
             Event::Uncommitted => self.is_uncommitted = true,
             Event::Settled => self.is_uncommitted = false,
             Event::Recalled(token) => self.recalled = self.recalled.max(Some(token)),
+            Event::LetGo => self.is_let_go = true,
             Event::Lost => self.held = None,
         }
         self.due()
@@ -71,15 +80,23 @@ impl Lock {
 
     /// Whether there is nothing to remember.
     pub fn is_idle(&self) -> bool {
-        self.held.is_none() && self.recalled.is_none() && !self.is_busy()
+        let is_unused = self.writer_count == 0 && !self.is_busy();
+        self.held.is_none() && self.recalled.is_none() && is_unused
     }
 
     pub fn held(&self) -> Option<FencingToken> {
         self.held
     }
 
+    /// Whether somebody else waits for it, and only writers that are open keep it.
+    pub fn is_wanted(&self) -> bool {
+        let is_ours = self.held.is_none_or(|held| self.recalled >= Some(held));
+        self.recalled.is_some() && is_ours && self.opening_count == 0 && !self.is_uncommitted
+    }
+
     fn is_busy(&self) -> bool {
-        self.opening_count > 0 || self.writer_count > 0 || self.is_uncommitted
+        let is_written = self.writer_count > 0 && !self.is_let_go;
+        self.opening_count > 0 || is_written || self.is_uncommitted
     }
 
     fn due(&mut self) -> Option<FencingToken> {
@@ -174,6 +191,38 @@ mod tests {
         let mut lock = held(7);
         assert_eq!(lock.apply(Event::Recalled(token(6))), None);
         assert_eq!(lock.held(), Some(token(7)));
+    }
+
+    #[test]
+    fn writers_may_let_a_wanted_lock_go_and_have_it_again_with_the_next_grant() {
+        let mut lock = held(5);
+        lock.apply(Event::WriterOpened);
+        assert!(!lock.is_wanted());
+        assert_eq!(lock.apply(Event::Recalled(token(5))), None);
+        assert!(lock.is_wanted());
+        assert_eq!(lock.apply(Event::LetGo), Some(token(5)));
+        assert!(!lock.is_wanted() && !lock.is_idle(), "its writers are remembered");
+        lock.apply(Event::Opening);
+        lock.apply(Event::Granted(token(7)));
+        lock.apply(Event::OpeningEnded);
+        assert_eq!(lock.apply(Event::Recalled(token(7))), None, "it is written to again");
+        assert_eq!(lock.apply(Event::WriterClosed), Some(token(7)));
+    }
+
+    #[test]
+    fn what_is_opened_or_not_committed_is_not_let_go() {
+        let mut lock = held(5);
+        lock.apply(Event::WriterOpened);
+        lock.apply(Event::Recalled(token(5)));
+        lock.apply(Event::Opening);
+        assert!(!lock.is_wanted());
+        assert_eq!(lock.apply(Event::LetGo), None);
+        lock.apply(Event::Granted(token(5)));
+        assert_eq!(lock.apply(Event::OpeningEnded), None, "its grant took it back");
+        lock.apply(Event::Uncommitted);
+        assert!(!lock.is_wanted());
+        lock.apply(Event::Settled);
+        assert!(lock.is_wanted());
     }
 
     #[test]

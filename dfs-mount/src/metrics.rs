@@ -52,6 +52,12 @@ counters! {
     CommitFenced => "commit_fenced",
     OutcomeAsked => "outcome_asked",
     LockYielded => "lock_yielded",
+    /// A write lock was let go while the file stayed open for writing.
+    FileShared => "file_shared",
+    /// A newer version was brought into such a file.
+    SharedRefreshed => "shared_refreshed",
+    /// What a program had locked, or some of it, went back.
+    RangeGivenBack => "range_given_back",
     /// The last handle of a file was closed, and mappings of it lived on.
     MappingLeft => "mapping_left",
     SessionReopened => "session_reopened",

@@ -11,6 +11,7 @@
 pub mod connection;
 mod events;
 pub mod ops;
+pub mod ranges;
 mod route;
 pub mod told;
 
@@ -26,6 +27,7 @@ use dfs_proto::capability::MacKey;
 use dfs_proto::client::{Answer, CallError};
 use dfs_proto::clock::Clock;
 use dfs_proto::credential::Identity;
+use dfs_proto::directory::lock::Reclaim;
 use dfs_proto::directory::{Outcome, OutcomeReply};
 use dfs_proto::id::{FileId, OpId, SessionId};
 use dfs_proto::lease::holder_deadline;
@@ -41,6 +43,7 @@ use crate::cache::promise::Promises;
 use crate::metrics::{Counter, Metrics};
 
 use connection::{Attempt, Connection, Former, PromiseCell, Sending};
+use ranges::Ranges;
 
 /// A client's standing with the owner of one volume. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -66,6 +69,7 @@ struct Core {
     beating: tokio::sync::Mutex<()>,
     acknowledgements: events::Acknowledgements,
     listeners: told::Listeners,
+    ranges: Ranges,
 }
 
 /// Locks that go back with heartbeats.
@@ -169,6 +173,7 @@ impl Session {
             beating: tokio::sync::Mutex::default(),
             acknowledgements: events::Acknowledgements::default(),
             listeners: told::Listeners::default(),
+            ranges: Ranges::default(),
         });
         let stop = CancellationToken::new();
         let mut running = JoinSet::new();
@@ -397,6 +402,11 @@ impl Session {
         self.core.connection.identity(caller)
     }
 
+    /// What programs of this client have locked.
+    pub fn ranges(&self) -> &Ranges {
+        &self.core.ranges
+    }
+
     /// What the owner has promised this client.
     pub fn promises(&self) -> &Promises {
         self.core.connection.promises()
@@ -473,9 +483,22 @@ impl Core {
         let sent_at = self.connection.clock().boottime();
         let reply = self.connection.call(Role::Directory, None, &request).await?;
         self.connection.metrics().count(Counter::SessionReopened);
+        // Before anybody can ask for the event stream, with which the owner stops waiting for us.
+        self.reclaim().await?;
         let fresh = Standing::new(&reply, sent_at, seen + 1);
         tracing::info!(epoch = fresh.epoch.0, "session opened again");
         *self.standing() = fresh;
+        Ok(())
+    }
+
+    /// Takes the ranges that programs hold up again.
+    async fn reclaim(&self) -> Result<(), FsError> {
+        let held = self.ranges.held();
+        if !held.is_empty() {
+            let lost = self.connection.call(Role::Directory, None, &Reclaim { held }).await?;
+            lost.iter().for_each(|range| self.ranges.lose_one(range));
+        }
+        self.ranges.wake_all();
         Ok(())
     }
 

@@ -13,6 +13,11 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 
+/// Types of locks, as the kernel's requests have them. Source: fcntl(2).
+pub(crate) const LOCK_SHARED: i32 = libc::F_RDLCK;
+pub(crate) const LOCK_EXCLUSIVE: i32 = libc::F_WRLCK;
+pub(crate) const LOCK_NONE: i32 = libc::F_UNLCK;
+
 /// What setxattr(2) asks for in its flags: a new attribute, or one that is there.
 pub(crate) const XATTR_CREATE: i32 = libc::XATTR_CREATE;
 pub(crate) const XATTR_REPLACE: i32 = libc::XATTR_REPLACE;
@@ -92,6 +97,11 @@ impl ProcessStatus {
     /// Whether a signal waits that ends the process, or asks it to end.
     pub(crate) fn is_asked_to_end(&self) -> bool {
         self.is_killed() || self.pending & !self.blocked & !self.ignored & ENDING != 0
+    }
+
+    /// Whether a signal waits that the process handles, or that ends it.
+    pub(crate) fn is_signalled(&self) -> bool {
+        self.is_killed() || self.pending & !self.blocked & self.caught != 0
     }
 
     /// Whether a signal waits that ends the process.

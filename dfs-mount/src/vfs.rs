@@ -25,6 +25,7 @@ mod inode_table;
 mod io;
 mod kernel;
 mod lifetime;
+mod lock;
 mod lookup;
 mod mapped;
 mod mode;
@@ -33,14 +34,15 @@ mod node;
 mod open;
 mod readdir;
 mod removed;
+mod share;
 mod space;
 mod statfs;
 mod walk;
 mod watch;
 mod xattr;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dfs_proto::admin::Role;
 use dfs_proto::attr::{Attr, Timestamp};
@@ -69,10 +71,12 @@ pub use create::{CreateHow, Created};
 pub use io::{Seek, WriteTo};
 pub use kernel::{Names, StaleName, Way as TakeBack};
 pub use lifetime::Lifetimes;
+pub use lock::{FoundLock, LockAsk};
 pub use mode::Way;
 pub use namespace::{At, NodeHow};
 pub use open::{OpenHow, Opened};
 pub use readdir::Listed;
+pub use share::DropPages;
 pub use space::Side;
 pub use watch::{Sight, Watching};
 pub use xattr::NewXattr;
@@ -107,6 +111,9 @@ pub enum Error {
     Local { what: String, source: std::io::Error },
     #[error("caller was interrupted")]
     Interrupted,
+    /// The file is shared, and the change needs its write lock first: `Vfs::with_lock`.
+    #[error("the file's write lock is not here")]
+    Shared,
     /// The handle is not open, or not for this.
     #[error("handle is not open for this")]
     BadHandle,
@@ -181,6 +188,8 @@ struct Inner {
     /// Tasks that look after files that are mapped and not open.
     mapped: TaskTracker,
     mapped_stop: CancellationToken,
+    /// Absent until the kernel is there.
+    drop_pages: OnceLock<DropPages>,
 }
 
 impl Vfs {
@@ -202,6 +211,7 @@ impl Vfs {
                 directories: HandleTable::default(),
                 mapped: TaskTracker::new(),
                 mapped_stop: CancellationToken::new(),
+                drop_pages: OnceLock::new(),
             }),
         }
     }

@@ -26,6 +26,7 @@ mod outbox;
 mod put;
 mod recover;
 mod send_file;
+mod share;
 mod store;
 mod working;
 
@@ -219,6 +220,7 @@ impl Writeback {
         }
         right.grant = Some(grant.clone());
         right.placement = Some(reply.placement.clone());
+        copy.set_has_lock();
         copy.facts().writer_count += 1;
         self.lock_event(intent.fid(), Event::Granted(grant.token));
         self.lock_event(intent.fid(), Event::WriterOpened);
@@ -272,7 +274,10 @@ impl Writeback {
         durability: Durability,
     ) -> Result<Commit, ContentError> {
         let mut right = working.copy.right.lock().await;
-        self.commit_locked(&working.copy, &mut right, attr, durability).await
+        let result = self.commit_locked(&working.copy, &mut right, attr, durability).await;
+        drop(right);
+        self.share(working.fid()).await;
+        result
     }
 
     /// One writer less. After the last one a copy that the server has becomes a cached version,
@@ -319,6 +324,11 @@ impl Writeback {
             copy.facts().is_mapped = false;
         }
         is_over
+    }
+
+    async fn obey(&self, recall: &Recall) {
+        self.inner.locks.settle(recall.fid, Event::Recalled(recall.token)).await;
+        self.share(recall.fid).await;
     }
 
     #[cfg(feature = "testing")]
@@ -370,19 +380,37 @@ async fn obey_recalls(
     mut recalls: mpsc::Receiver<Recall>,
     stop: CancellationToken,
 ) {
+    let Some(wanted) = inner.upgrade().map(|inner| inner.locks.wanted()) else { return };
     let mut running = JoinSet::new();
-    while let Some(Some(recall)) = stop.run_until_cancelled(recalls.recv()).await {
+    loop {
+        let next = tokio::select! {
+            () = stop.cancelled() => return,
+            recall = recalls.recv() => match recall {
+                Some(recall) => Ok(recall),
+                None => return,
+            },
+            fids = wanted.take() => Err(fids),
+        };
         if running.len() >= RECALLS_AT_ONCE {
             running.join_next().await;
         }
         let Some(inner) = inner.upgrade() else { return };
-        let (writeback, locks) = (Writeback { inner: Arc::clone(&inner) }, inner.locks.clone());
-        running.spawn(async move {
-            locks.settle(recall.fid, Event::Recalled(recall.token)).await;
-        });
-        if let Some(working) = writeback.working(recall.fid) {
+        let writeback = Writeback { inner };
+        if let Ok(recall) = &next
+            && let Some(working) = writeback.working(recall.fid)
+        {
             working.ask_to_look();
         }
+        running.spawn(async move {
+            match next {
+                Ok(recall) => writeback.obey(&recall).await,
+                Err(fids) => {
+                    for fid in fids {
+                        writeback.share(fid).await;
+                    }
+                }
+            }
+        });
         while running.try_join_next().is_some() {}
     }
 }

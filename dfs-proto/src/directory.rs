@@ -1,5 +1,6 @@
 //! The directory service: names, attributes, versions, placement, and the one commit point.
 
+pub mod lock;
 mod xattr;
 
 use serde::{Deserialize, Serialize};

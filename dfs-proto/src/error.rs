@@ -49,11 +49,11 @@ pub enum FsError {
     /// The fencing token is older than the newest one.
     #[error("write lock was lost to another client")]
     Fenced,
-    /// Somebody else holds the write lock and the caller did not want to wait.
-    #[error("file is being written by {holder}")]
+    /// Somebody else holds the write lock, or a range, and the caller did not want to wait.
+    #[error("file is locked by {holder}")]
     LockBusy { holder: String },
-    /// The wait for the write lock took longer than the caller wanted.
-    #[error("waited too long for the write lock; held by {holder}")]
+    /// The wait for the write lock, or a range, took longer than the caller wanted.
+    #[error("waited too long for a lock of the file; held by {holder}")]
     LockTimeout { holder: String },
     /// A commit names chunks that nobody stored for this file.
     #[error("{} chunks of the new version are not stored", .0.len())]

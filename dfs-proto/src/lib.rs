@@ -28,6 +28,7 @@ pub mod name;
 pub mod path;
 pub mod permission;
 pub mod promise;
+pub mod range;
 pub mod rpc;
 pub mod session;
 pub mod version;

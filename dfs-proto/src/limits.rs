@@ -103,3 +103,27 @@ pub const CAPABILITY_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Most replicas of a file.
 pub const REPLICA_COUNT_MAX: usize = 8;
+
+/// Most ranges that one session has locked of one file.
+///
+/// Why 4,096: databases lock some bytes, record files some dozen; each lock is compared with all
+/// of the file's.
+pub const FILE_RANGES_MAX: usize = 4096;
+
+/// Most ranges that one session has locked of all files, and most in one request that takes them
+/// up again. Why: 60 bytes each, they fill less than a quarter of a head.
+pub const RECLAIM_RANGES_MAX: usize = 16_384;
+
+/// Most who wait for ranges of one file.
+pub const RANGE_WAITS_MAX: usize = 4096;
+
+/// How long a wait for a range, or a grant that its asker has not heard of, lives without being
+/// asked about. Why: as a session does without a heartbeat; several of `RANGE_ASK_INTERVAL`.
+pub const RANGE_WAIT_LEASE: Duration = SESSION_LEASE;
+
+/// How often a client asks about a wait of which it hears nothing. Why: what a lost event costs at
+/// most; a request every three seconds for each program that waits weighs nothing.
+pub const RANGE_ASK_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Most files of one page of locks.
+pub const LOCK_PAGE_FILES_MAX: usize = 256;

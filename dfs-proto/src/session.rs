@@ -6,6 +6,7 @@ use crate::attr::{Attr, Timestamp};
 use crate::capability::MacKey;
 use crate::directory::rpc;
 use crate::id::FileId;
+use crate::lock::WaitNumber;
 use crate::promise::{Break, BreakNumber, StreamNumber};
 use crate::rpc::{Access, Rpc, StreamRpc};
 use crate::version::{Epoch, FencingToken};
@@ -88,6 +89,12 @@ pub enum SessionEvent {
     Idle,
     /// Something changed. To be acknowledged by [`Acknowledge`].
     Break(Break),
+    /// A wait for a range was granted, or lost its place: ask again.
+    RangeReady { fid: FileId, wait: WaitNumber },
+    /// The session's ranges on a file were taken away.
+    RangesLost { fid: FileId },
+    /// The lock service knows nothing of before: take the session's ranges up again.
+    ReclaimRanges,
 }
 
 /// Everything that the session holds is as all breaks up to `number` say: those who wait for it may

@@ -10,6 +10,7 @@ mod changes;
 mod commit;
 mod create;
 mod fsync;
+mod lock;
 mod lookup;
 mod open;
 mod permission;

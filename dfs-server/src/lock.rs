@@ -1,9 +1,13 @@
-//! The lock service: who may write a file.
+//! The lock service: who may write a file, and who has which ranges of it.
 //!
-//! `table` decides; this shell keeps the waiting futures and the recall streams, and holds no lock
-//! across an await. Directory nodes call it, through RPC also when they live in the same process.
-//! A wait ends with a grant, at its deadline, or when its caller goes away.
+//! `table` and `range` decide; this shell (and `claims`, for ranges) keeps the waiting futures and
+//! the event streams, and holds no lock across an await. Directory nodes call it, through RPC also
+//! when they live in the same process. A wait for the write lock ends with a grant, at its
+//! deadline, or when its caller goes away; a wait for a range is an entry in a queue, and nobody's
+//! future.
 
+mod claims;
+mod range;
 mod table;
 
 use std::collections::HashMap;
@@ -15,10 +19,11 @@ use dfs_proto::FsError;
 use dfs_proto::clock::Clock;
 use dfs_proto::directory::LockWait;
 use dfs_proto::id::FileId;
-use dfs_proto::lock::{EndSession, Grant, Recall, Release};
+use dfs_proto::lock::{EndSession, Grant, LockEvent, Recall, Release};
 use dfs_proto::version::{Epoch, FencingToken};
 use tokio::sync::{mpsc, oneshot};
 
+use range::RangeTable;
 use table::{Action, Asked, Asker, LockTable, WaiterId};
 
 /// How long an opener that will not wait gives an idle holder to answer its recall.
@@ -27,9 +32,9 @@ use table::{Action, Asked, Asker, LockTable, WaiterId};
 /// that people mount over; a busy one costs this once and is then known to be busy.
 const YIELD_PATIENCE: Duration = Duration::from_millis(250);
 
-/// Recalls queued for one directory node. One that falls behind is cut off and starts again with
-/// all that are outstanding.
-const RECALL_QUEUE_MAX: usize = 4096;
+/// Events queued for one directory node. One that falls behind is cut off and starts again with all
+/// recalls that are outstanding; waits for ranges are asked about again.
+const EVENT_QUEUE_MAX: usize = 4096;
 
 /// The service. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,14 +46,18 @@ pub struct LockService {
 struct Shared {
     state: Mutex<State>,
     next_waiter: AtomicU64,
+    epoch: Epoch,
+    /// Until then ranges are only taken up again. On `Clock::boottime`.
+    grace_ends_at: Duration,
     clock: Arc<dyn Clock>,
 }
 
 #[derive(Debug)]
 struct State {
     table: LockTable,
+    ranges: RangeTable,
     waiting: HashMap<WaiterId, oneshot::Sender<FencingToken>>,
-    listeners: Vec<mpsc::Sender<Recall>>,
+    listeners: Vec<mpsc::Sender<LockEvent>>,
 }
 
 impl State {
@@ -60,20 +69,34 @@ impl State {
                     let _ = self.waiting.remove(&waiter).map(|sender| sender.send(token));
                 }
                 Action::Recall { fid, session, token } => {
-                    let recall = Recall { fid, session, token };
-                    self.listeners.retain(|listener| listener.try_send(recall.clone()).is_ok());
+                    self.tell(&LockEvent::Recall(Recall { fid, session, token }));
                 }
             }
         }
     }
+
+    fn tell(&mut self, event: &LockEvent) {
+        self.listeners.retain(|listener| listener.try_send(event.clone()).is_ok());
+    }
 }
 
 impl LockService {
-    /// `epoch` must be larger than that of any service before, and durable.
-    pub fn new(epoch: Epoch, clock: Arc<dyn Clock>) -> LockService {
-        let table = LockTable::new(epoch);
-        let state = State { table, waiting: HashMap::new(), listeners: Vec::new() };
-        let shared = Shared { state: Mutex::new(state), next_waiter: AtomicU64::new(1), clock };
+    /// `epoch` must be larger than that of any service before, and durable. For `grace` from now
+    /// on ranges are only taken up again: as long as sessions may hold some of a service before.
+    pub fn new(epoch: Epoch, grace: Duration, clock: Arc<dyn Clock>) -> LockService {
+        let state = State {
+            table: LockTable::new(epoch),
+            ranges: RangeTable::default(),
+            waiting: HashMap::new(),
+            listeners: Vec::new(),
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            next_waiter: AtomicU64::new(1),
+            epoch,
+            grace_ends_at: clock.boottime() + grace,
+            clock,
+        };
         LockService { shared: Arc::new(shared) }
     }
 
@@ -89,7 +112,8 @@ impl LockService {
     pub async fn grant(&self, request: Grant) -> Result<FencingToken, FsError> {
         let waiter = WaiterId(self.shared.next_waiter.fetch_add(1, Ordering::Relaxed));
         let fid = request.fid;
-        let asker = Asker { waiter, session: request.session, name: request.holder };
+        let since = self.shared.clock.wall();
+        let asker = Asker { waiter, session: request.session, name: request.holder, since };
         let place = Place { service: self.clone(), fid, waiter };
         let (sender, receiver) = oneshot::channel();
         let is_busy = {
@@ -155,13 +179,17 @@ impl LockService {
         let mut state = self.state();
         let actions = state.table.end_session(request.session);
         state.apply(actions);
+        let ready = state.ranges.end_session(request.session, self.moment());
+        state.wake(ready);
     }
 
-    /// The recalls from here on, those outstanding first.
-    pub fn recalls(&self) -> mpsc::Receiver<Recall> {
-        let (sender, receiver) = mpsc::channel(RECALL_QUEUE_MAX);
+    /// The events from here on, outstanding recalls first.
+    pub fn events(&self) -> mpsc::Receiver<LockEvent> {
+        let (sender, receiver) = mpsc::channel(EVENT_QUEUE_MAX);
         let mut state = self.state();
         let outstanding = state.table.outstanding_recalls();
+        // The queue is new: there is room for the first item.
+        let _ = sender.try_send(LockEvent::Started { epoch: self.shared.epoch });
         state.listeners.push(sender);
         state.apply(outstanding);
         receiver

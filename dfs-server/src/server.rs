@@ -7,18 +7,20 @@
 
 mod network;
 mod renewer;
-mod routes;
+pub(crate) mod routes;
 mod workers;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfs_proto::FsError;
 use dfs_proto::admin::{NodeEntry, Role};
 use dfs_proto::capability::MacKey;
 use dfs_proto::clock::Clock;
 use dfs_proto::id::VolumeId;
+use dfs_proto::limits::SESSION_LEASE;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -256,7 +258,10 @@ impl Ground {
         }
         if self.has(Role::Lock) {
             let epoch = engine.claim(Space::LOCK, node)?;
-            services.lock = Some(LockService::new(epoch, Arc::clone(&self.clock)));
+            // With the directory in this process, its own grace keeps ranges for those of before.
+            let is_apart = !self.has(Role::Directory);
+            let grace = if is_apart { SESSION_LEASE } else { Duration::ZERO };
+            services.lock = Some(LockService::new(epoch, grace, Arc::clone(&self.clock)));
         }
         if self.has(Role::Directory) {
             let (id, name) = FIRST_VOLUME;
@@ -401,8 +406,11 @@ impl Ground {
         }
         if let Some(directory) = &services.directory {
             workers.spawn(directory.clone().run_expiry(stop.clone()));
-            workers.spawn(directory.clone().run_recalls(stop.clone()));
+            workers.spawn(directory.clone().run_lock_events(stop.clone()));
             workers.spawn(directory.clone().run_sweep(stop.clone()));
+        }
+        if let Some(lock) = &services.lock {
+            workers.spawn(lock.clone().run_expiry(stop.clone()));
         }
         match &services.auth {
             Some((auth, _)) => {

@@ -303,6 +303,14 @@ impl Sessions {
         }
     }
 
+    /// Tells every session something, if it listens.
+    pub fn tell_all(&self, event: &SessionEvent) {
+        for session in self.table().sessions.values_mut() {
+            // Who has no stream learns what matters when it asks for one.
+            let _ = session.send(event.clone());
+        }
+    }
+
     /// Sends every listener a sign of life; ends streams whose client is gone, and promises whose
     /// lease is over.
     pub fn tell_idle(&self) {

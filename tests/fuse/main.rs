@@ -14,6 +14,7 @@ mod full;
 mod install;
 mod json;
 mod kernel;
+mod lock;
 mod mapper;
 mod mount_dfs;
 mod names;

@@ -5,6 +5,7 @@ mod support;
 
 mod attr;
 mod lifetime;
+mod lock;
 mod namespace;
 mod open;
 mod walk;

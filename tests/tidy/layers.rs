@@ -42,6 +42,7 @@ pub const LAYERS: [Layers; 3] = [
                 "credential",
                 "permission",
                 "promise",
+                "range",
                 "xattr",
             ],
         ],

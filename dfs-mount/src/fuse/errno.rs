@@ -21,6 +21,8 @@ pub(super) fn errno(error: &Error) -> Errno {
         Error::Local { source, .. } => of_io(source),
         Error::Interrupted => Errno::EINTR,
         Error::BadHandle => Errno::EBADF,
+        // Whoever writes asks for the lock; this is for a way that was forgotten.
+        Error::Shared => Errno::EIO,
     }
 }
 

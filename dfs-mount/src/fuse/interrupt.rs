@@ -4,7 +4,8 @@
 //! look instead: a request that takes long checks its caller's pending signals.
 //!
 //! A local file system answers no call with EINTR, and programs rely on it: a database takes an
-//! interrupted fsync for a broken disk, timers and child exits arrive all the time. So only signals
+//! interrupted fsync for a broken disk, timers and child exits arrive all the time. The one
+//! exception is a wait for a lock, which any signal ends that is not ignored. Else only signals
 //! that ask a program to end are answered, and those end a change of names or attributes, or an
 //! fsync, only if they kill: after EINTR a program may not know whether the change was made, and of
 //! a dying program nobody asks.
@@ -24,6 +25,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(super) enum Wakes {
     Ending,
     Fatal,
+    /// Every signal that has an effect: for waits that local file systems interrupt too.
+    Any,
 }
 
 impl Wakes {
@@ -31,6 +34,7 @@ impl Wakes {
         match self {
             Wakes::Ending => status.is_asked_to_end(),
             Wakes::Fatal => status.is_killed(),
+            Wakes::Any => status.is_signalled(),
         }
     }
 }
@@ -103,6 +107,7 @@ mod tests {
     async fn a_waiting_program_is_woken_by_a_pending_signal_and_not_before() {
         let child = Stopped::running("kill -STOP $$");
         assert!(!is_woken(&child, Wakes::Ending).await);
+        assert!(!is_woken(&child, Wakes::Any).await);
         signal(&child, Signal::SIGUSR1);
         assert!(is_woken(&child, Wakes::Ending).await);
         assert!(is_woken(&child, Wakes::Fatal).await);
@@ -113,6 +118,7 @@ mod tests {
         let child = Stopped::running("trap : USR1 TERM; kill -STOP $$");
         signal(&child, Signal::SIGUSR1);
         assert!(!is_woken(&child, Wakes::Ending).await);
+        assert!(is_woken(&child, Wakes::Any).await);
         signal(&child, Signal::SIGTERM);
         assert!(is_woken(&child, Wakes::Ending).await);
         assert!(!is_woken(&child, Wakes::Fatal).await);

@@ -18,11 +18,12 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use fuser::{
-    Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLock,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::errno::errno;
@@ -58,6 +59,7 @@ refuse!(
     ReplyDirectory,
     ReplyEmpty,
     ReplyEntry,
+    ReplyLock,
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,
@@ -117,6 +119,27 @@ impl Server {
         Op: Future<Output = Result<T, Error>> + Send + 'static,
         Undo: Future<Output = ()> + Send + 'static,
     {
+        let never = CancellationToken::new();
+        self.serve_until(request, reply, operation, (accept, undo, never));
+    }
+
+    /// As [`Server::serve`]; an operation whose caller was sent away is told to stop.
+    pub(super) fn serve_until<T, R, Op, Undo>(
+        &self,
+        request: Request,
+        reply: R,
+        operation: Op,
+        (accept, undo, stop): (
+            impl FnOnce(R, T) + Send + 'static,
+            impl FnOnce(T) -> Undo + Send + 'static,
+            CancellationToken,
+        ),
+    ) where
+        T: Send + 'static,
+        R: Refuse,
+        Op: Future<Output = Result<T, Error>> + Send + 'static,
+        Undo: Future<Output = ()> + Send + 'static,
+    {
         let permits = request.needs_permit.then(|| self.permits.clone());
         let notifier = self.notifier.clone();
         let whole = async move {
@@ -135,6 +158,7 @@ impl Server {
                 Some(Err(error)) => refuse(request, reply, &error),
                 None => {
                     refuse(request, reply, &Error::Interrupted);
+                    stop.cancel();
                     if let Ok(value) = operation.await {
                         undo(value).await;
                     }

@@ -6,20 +6,27 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use dfs_proto::attr::VolumeSpace;
+use dfs_proto::error::FsError;
 use dfs_proto::limits::NAME_BYTES_MAX;
 use fuser::{
-    Errno, FileHandle, INodeNo, OpenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, WriteFlags,
+    Errno, FileHandle, FopenFlags, INodeNo, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, WriteFlags,
 };
 
 use nix::fcntl::OFlag;
 use nix::unistd::Whence;
 
 use super::Fuse;
-use super::ask::{Asker, allocation, answer_attr, open_how, release_late, unbounded};
-use super::attr::file_type;
+use super::ask::{
+    Asker, allocation, answer_attr, change, open_how, question, release_late, rename_rule,
+    unbounded,
+};
+use super::attr::{file_kind, file_type};
 use super::reply::{self, Request};
-use crate::vfs::{At, Change, CreateHow, Created, Error, Opened, Seek, Side, WriteTo};
+use crate::vfs::{
+    At, Change, CreateHow, Created, Error, NodeHow, Opened, Seek, Side, Vfs, WriteTo,
+};
 
 /// Unit in which statfs counts space. Units: bytes.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -39,7 +46,45 @@ pub(super) struct Stretch {
     pub(super) offset: u64,
 }
 
+/// A write to a shared file.
+#[derive(Clone, Copy)]
+struct SharedWrite {
+    handle: u64,
+    to: WriteTo,
+    clears_set_id: bool,
+    waits: bool,
+    is_sync: bool,
+}
+
 impl Fuse {
+    pub(super) fn serve_mknod(
+        &self,
+        (request, (vfs, asker, at)): (Request, (Vfs, Asker, At)),
+        (mode, rdev): (u32, u32),
+        reply: ReplyEntry,
+    ) {
+        let operation = async move {
+            let kind = file_kind(mode).ok_or_else(|| FsError::invalid("kind of file"))?;
+            let how = NodeHow { kind, mode: mode & 0o7777, rdev };
+            vfs.mknod(&asker.caller(), at, how).await
+        };
+        self.answer_entry(request, reply, operation);
+    }
+
+    pub(super) fn serve_rename(
+        &self,
+        (request, (vfs, asker, from)): (Request, (Vfs, Asker, At)),
+        to: At,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let operation = async move {
+            let rule = rename_rule(flags).ok_or_else(|| FsError::invalid("way of renaming"))?;
+            vfs.rename(&asker.caller(), from, to, rule).await
+        };
+        self.answer_empty(request, reply, operation);
+    }
+
     pub(super) fn serve_setattr(
         &self,
         (request, asker): (Request, Asker),
@@ -121,6 +166,12 @@ impl Fuse {
             self.server.enter(|| self.vfs.commit_late_stores(at.handle));
         }
         match written {
+            Err(Error::Shared) => {
+                let waits = is_page || !flags.contains(OFlag::O_NONBLOCK);
+                let is_sync = flags.contains(OFlag::O_DSYNC) && !is_page;
+                let write = SharedWrite { handle: at.handle, to, clears_set_id, waits, is_sync };
+                self.serve_shared_write((request, asker), write, data, reply);
+            }
             // Also set in O_SYNC, and for a single write by pwritev2(2).
             Ok(()) if flags.contains(OFlag::O_DSYNC) && !is_page => {
                 let vfs = self.vfs.clone();
@@ -133,35 +184,67 @@ impl Fuse {
         }
     }
 
+    /// A write that has to wait for the write lock.
+    fn serve_shared_write(
+        &self,
+        (request, asker): (Request, Asker),
+        write: SharedWrite,
+        data: &[u8],
+        reply: ReplyWrite,
+    ) {
+        let SharedWrite { handle, to, clears_set_id, waits, is_sync } = write;
+        let (vfs, data) = (self.vfs.clone(), data.to_vec());
+        let count = u32::try_from(data.len()).expect("a request's length");
+        let operation = async move {
+            let caller = asker.caller();
+            let change = || vfs.write(handle, to, &data, clears_set_id);
+            vfs.with_lock(&caller, handle, waits, change).await?;
+            if is_sync { vfs.fsync(&caller, handle).await } else { Ok(()) }
+        };
+        let accept = move |reply: ReplyWrite, ()| reply.written(count);
+        self.server.answer(unbounded(request), reply, operation, accept);
+    }
+
     pub(super) fn serve_allocate(
         &self,
-        request: Request,
+        (request, nodeid): (&fuser::Request, INodeNo),
         (at, length): (Stretch, u64),
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let (asker, request) = (self.asker(request), question("fallocate", request, nodeid));
         let Some(how) = allocation(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         match self.vfs.allocate(at.handle, how, (at.offset, length)) {
             Ok(()) => reply.ok(),
+            Err(Error::Shared) => {
+                let vfs = self.vfs.clone();
+                let operation = async move {
+                    let change = || vfs.allocate(at.handle, how, (at.offset, length));
+                    vfs.with_lock(&asker.caller(), at.handle, true, change).await
+                };
+                self.answer_empty(unbounded(request), reply, operation);
+            }
             Err(error) => reply::refuse(request, reply, &error),
         }
     }
 
     pub(super) fn serve_copy(
         &self,
-        request: Request,
+        (request, nodeid): (&fuser::Request, INodeNo),
         (from, to): (Side, Side),
         length: u64,
         reply: ReplyWrite,
     ) {
+        let (asker, request) = (self.asker(request), change("copy_file_range", request, nodeid));
         // The reply has 32 bits for the count; the kernel asks for the rest.
         let length = length.min(COPY_REQUEST_BYTES_MAX);
         let vfs = self.vfs.clone();
-        let operation = async move { vfs.copy_range(from, to, length).await };
+        let operation = async move { vfs.copy_range(&asker.caller(), from, to, length).await };
         let accept = |reply: ReplyWrite, copied: u64| {
             reply.written(u32::try_from(copied).expect("no more than was asked for"));
         };
-        self.server.answer(request, reply, operation, accept);
+        // It may wait for another client's lock.
+        self.server.answer(unbounded(request), reply, operation, accept);
     }
 
     pub(super) fn serve_seek(
@@ -183,6 +266,20 @@ impl Fuse {
             Ok(found) => reply.offset(found),
             // Nothing more to find is an answer, not a failure.
             Err(Error::Local { source, .. }) => reply.error(source.into()),
+            Err(error) => reply::refuse(request, reply, &error),
+        }
+    }
+
+    pub(super) fn serve_opendir(&self, request: Request, reply: ReplyOpen) {
+        match self.vfs.opendir(request.nodeid) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply::refuse(request, reply, &error),
+        }
+    }
+
+    pub(super) fn serve_releasedir(&self, request: Request, handle: FileHandle, reply: ReplyEmpty) {
+        match self.vfs.releasedir(handle.0) {
+            Ok(()) => reply.ok(),
             Err(error) => reply::refuse(request, reply, &error),
         }
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use fuser::{Config, InitFlags, KernelConfig, MountOption, Session, SessionACL};
+use fuser::{Config, INodeNo, InitFlags, KernelConfig, MountOption, Session, SessionACL};
 use tokio::runtime::Handle;
 
 use super::Fuse;
@@ -64,6 +64,9 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
         // A link's target never changes.
         InitFlags::FUSE_CACHE_SYMLINKS,
         InitFlags::FUSE_PASSTHROUGH,
+        // Without them the kernel would decide about locks, for its own programs only.
+        InitFlags::FUSE_POSIX_LOCKS,
+        InitFlags::FUSE_FLOCK_LOCKS,
     ];
     for flag in wanted {
         if config.add_capabilities(flag).is_err() {
@@ -121,6 +124,11 @@ fn serve(
     directory: &Path,
     runtime: &Handle,
 ) -> io::Result<Mounted> {
+    let kernel = session.notifier();
+    vfs.set_drop_pages(Box::new(move |nodeid| {
+        // All of it. An inode that the kernel has forgotten has no pages.
+        let _ = kernel.inval_inode(INodeNo(nodeid), 0, 0);
+    }));
     let notifier = Arc::new(Notifier::new(vfs.clone(), &session)?);
     server.tell_by(Arc::clone(&notifier));
     let droppers = notify::start_threads(&notifier)?;

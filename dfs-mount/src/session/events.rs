@@ -61,7 +61,10 @@ async fn beat_once(core: &Core) {
     let result = core.connection.attempt(attempt, &request, Vec::new()).await;
     core.yielded().travelling.clear();
     match result {
-        Ok(answer) => renewed(core, sent_at, &answer.reply),
+        Ok(answer) => {
+            renewed(core, sent_at, &answer.reply);
+            give_back_owed(core).await;
+        }
         Err(CallError::Fs(FsError::SessionUnknown)) => {
             // The owner does not know our locks either: nothing is left to give back.
             if let Err(error) = core.reopen(seen).await {
@@ -71,6 +74,18 @@ async fn beat_once(core: &Core) {
         Err(error) => {
             core.yielded().waiting.extend(request.yielded);
             tracing::debug!(%error, "heartbeat was not answered");
+        }
+    }
+}
+
+/// Gives back the ranges that could not be when they were due.
+async fn give_back_owed(core: &Core) {
+    let mut owed = core.ranges.take_owed(None).into_iter();
+    while let Some(range) = owed.next() {
+        if let Err(error) = core.connection.call_once(Role::Directory, None, &range).await {
+            tracing::debug!(fid = %range.fid, %error, "a lock goes back later");
+            core.ranges.owe(range);
+            return owed.for_each(|rest| core.ranges.owe(rest));
         }
     }
 }
@@ -252,6 +267,13 @@ async fn take_event(
             let (number, used) = (told.number, promises.break_came(&told));
             let done = core.listeners.broken(told).await;
             core.acknowledgements.add(number, used, done);
+        }
+        SessionEvent::RangeReady { wait, .. } => core.ranges.wake(wait),
+        SessionEvent::RangesLost { fid } => core.ranges.lose(fid),
+        SessionEvent::ReclaimRanges => {
+            if let Err(error) = core.reclaim().await {
+                tracing::warn!(%error, "locks were not taken up again");
+            }
         }
         SessionEvent::Idle => {}
     }

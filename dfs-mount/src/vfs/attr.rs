@@ -63,7 +63,7 @@ impl Vfs {
     /// Attributes of a file that is written here. Nobody else changes its content, and every walk
     /// to it brings its other attributes, so a question through a handle needs no request.
     fn attr_while_writing(&self, node: &Node) -> Option<Attr> {
-        let live = self.live_working(node)?;
+        let live = self.live_working(node).filter(Working::has_lock)?;
         if !node.is_open() {
             return None;
         }
@@ -76,7 +76,9 @@ impl Vfs {
         if attr.kind != FileKind::File {
             return attr;
         }
-        if let Some(live) = self.live_working(node) {
+        // What others may have changed is shown as it is here, until it is brought up to date.
+        let is_ours = |live: &Working| live.has_lock() || live.is_dirty();
+        if let Some(live) = self.live_working(node).filter(is_ours) {
             return overlaid(node, attr, &live);
         }
         let state = node.state();
@@ -166,7 +168,8 @@ impl Vfs {
         if set.atime.is_none() && set.mtime.is_none() {
             return Ok(());
         }
-        let Some(working) = self.working(node).filter(|working| working.writer_count() > 0) else {
+        let is_written = |working: &Working| working.writer_count() > 0 && working.has_lock();
+        let Some(working) = self.working(node).filter(is_written) else {
             return Ok(());
         };
         let mut state = node.state();
@@ -261,11 +264,24 @@ impl Vfs {
         size: u64,
     ) -> Result<(), Error> {
         if let Some(handle) = handle {
-            return self.set_len(handle, size, !caller.identity.is_root());
+            let clears_set_id = !caller.identity.is_root();
+            return match self.set_len(handle, size, clears_set_id) {
+                Err(Error::Shared) => {
+                    let change = || self.set_len(handle, size, clears_set_id);
+                    self.with_lock(caller, handle, true, change).await
+                }
+                result => result,
+            };
         }
         let how = OpenHow { write: true, truncate: size == 0, read: false, ..OpenHow::default() };
         let opened = self.open(caller, node.nodeid, how).await?;
-        let result = match self.set_len(opened.handle, size, !caller.identity.is_root()) {
+        let clears_set_id = !caller.identity.is_root();
+        let cut = || self.set_len(opened.handle, size, clears_set_id);
+        let result = match cut() {
+            Err(Error::Shared) => self.with_lock(caller, opened.handle, true, cut).await,
+            result => result,
+        };
+        let result = match result {
             Ok(()) => self.commit(opened.handle, Durability::Process).await,
             Err(error) => Err(error),
         };

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dfs_proto::directory::{CommitAttr, Durability, FirstAttr, Fsync};
 use dfs_proto::error::FsError;
+use dfs_proto::lock::LockOwner;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
@@ -29,6 +30,8 @@ pub(crate) struct FileHandle {
     pub(super) was_closed: AtomicBool,
     /// A commit of what was stored since is on its way.
     pub(super) is_commit_due: AtomicBool,
+    /// Who has locked ranges through it.
+    owners: Mutex<Vec<LockOwner>>,
 }
 
 impl FileHandle {
@@ -42,7 +45,19 @@ impl FileHandle {
 
     fn new(node: Arc<Node>, file: Arc<CacheFile>, working: Option<Working>) -> FileHandle {
         let (was_closed, is_commit_due) = (AtomicBool::new(false), AtomicBool::new(false));
-        FileHandle { node, file, working: Mutex::new(working), was_closed, is_commit_due }
+        let (working, owners) = (Mutex::new(working), Mutex::default());
+        FileHandle { node, file, working, was_closed, is_commit_due, owners }
+    }
+
+    pub(super) fn note_owner(&self, owner: LockOwner) {
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+
+    pub(super) fn owners(&self) -> Vec<LockOwner> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn node(&self) -> &Arc<Node> {
@@ -99,6 +114,9 @@ impl Vfs {
     }
 
     /// Writes all of `data`. `clears_set_id` if the writer is somebody unprivileged.
+    ///
+    /// # Errors
+    /// `Shared`; `BadHandle`; `Local`.
     pub fn write(
         &self,
         handle: u64,
@@ -108,6 +126,7 @@ impl Vfs {
     ) -> Result<(), Error> {
         let handle = self.file_handle(handle)?;
         let working = handle.working().ok_or(Error::BadHandle)?;
+        let _hold = working.hold().ok_or(Error::Shared)?;
         if clears_set_id {
             self.note_set_id_cleared(&handle.node);
         }
@@ -122,6 +141,7 @@ impl Vfs {
     pub(super) fn set_len(&self, handle: u64, size: u64, clears_set_id: bool) -> Result<(), Error> {
         let handle = self.file_handle(handle)?;
         let working = handle.working().ok_or(Error::BadHandle)?;
+        let _hold = working.hold().ok_or(Error::Shared)?;
         if clears_set_id {
             self.note_set_id_cleared(&handle.node);
         }
@@ -189,6 +209,7 @@ impl Vfs {
     /// `flush` before.
     pub async fn release(&self, handle: u64) -> Result<(), Error> {
         let handle = self.inner.files.remove(handle).ok_or(Error::BadHandle)?;
+        self.begin_to_release_ranges(&handle);
         let uncount = Uncount(&handle.node);
         if let Some(working) = handle.take_working() {
             let committed = self.commit_working(&handle.node, &working, Durability::Process).await;
@@ -198,6 +219,7 @@ impl Vfs {
             }
             self.release_working(&handle.node, working).await;
         }
+        self.release_ranges(&handle).await;
         drop(uncount);
         Ok(())
     }

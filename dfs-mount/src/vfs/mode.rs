@@ -86,6 +86,11 @@ impl ModeRule {
         }
     }
 
+    /// The file was changed past the kernel.
+    pub(crate) fn forget_pages(&mut self) {
+        self.cached = None;
+    }
+
     pub(crate) fn handle_count(&self) -> u32 {
         self.handle_count
     }
@@ -144,6 +149,14 @@ mod tests {
         rule.close();
         rule.open(V1, true, true);
         rule.close();
+        assert_eq!(rule.open(V1, false, false), Way::Served { keep_cache: false });
+    }
+
+    #[test]
+    fn pages_of_a_file_that_was_changed_past_the_kernel_are_not_kept() {
+        let mut rule = ModeRule::default();
+        rule.open(V1, true, false);
+        rule.forget_pages();
         assert_eq!(rule.open(V1, false, false), Way::Served { keep_cache: false });
     }
 

@@ -258,6 +258,16 @@ impl State {
         }
     }
 
+    /// The node's cache file was brought up to a version that another client made.
+    pub(crate) fn refreshed(&mut self, version: DataVersion, attr: &Attr, sequence: Sequence) {
+        self.learn(attr.clone(), sequence);
+        self.mode.forget_pages();
+        if let Some(open) = &mut self.open {
+            open.version = version;
+            open.attr = attr.clone();
+        }
+    }
+
     /// Whether handles show another version than `attr`'s, which is of `sequence`. `false` if
     /// something newer than `sequence` is known: the question is then out of date.
     pub(crate) fn shows_other_than(&self, attr: &Attr, sequence: Sequence) -> bool {

@@ -65,7 +65,7 @@ impl Held {
 
 /// How often an open asks again because its answer was overtaken by a change made here. Why so
 /// few: each repetition needs a commit of this client to fall between answer and gate.
-const OVERTAKEN_MAX: u32 = 8;
+pub(super) const OVERTAKEN_MAX: u32 = 8;
 
 impl Vfs {
     /// Opens a file.
@@ -169,6 +169,7 @@ impl Vfs {
         let Opening { caller, node, reply, .. } = opening;
         let _gate = node.gate.lock().await;
         let (file, version) = match self.working(node) {
+            Some(live) if !self.freshen(caller, node, &live, reply).await? => return Ok(None),
             Some(live) => (live.file().clone(), live.base()),
             None => match self.current(caller, node, reply, clean).await? {
                 Some(clean) => (clean.file, clean.version),
@@ -260,7 +261,13 @@ impl Vfs {
         intent: &WriteIntent,
         clean: Option<CleanFile>,
     ) -> Result<Option<Opened>, Error> {
-        let _gate = opening.node.gate.lock().await;
+        let Opening { caller, node, reply, .. } = opening;
+        let _gate = node.gate.lock().await;
+        if let Some(live) = self.working(node)
+            && !self.freshen(caller, node, &live, reply).await?
+        {
+            return Ok(None);
+        }
         if let Some(working) = self.writeback().join(intent, opening.reply).await? {
             return self.write_jointly(opening, working).await.map(Some);
         }

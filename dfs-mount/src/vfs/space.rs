@@ -6,9 +6,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use dfs_proto::error::FsError;
 use nix::errno::Errno;
 
-use super::{Error, Vfs};
+use super::open::OVERTAKEN_MAX;
+use super::{Caller, Error, Vfs};
 use crate::cache::Allocate;
 
 /// Most that one request copies. Units: bytes. Why: so long the copier cannot be interrupted; the
@@ -26,8 +28,8 @@ impl Vfs {
     /// Allocates or clears a stretch of a file open for writing.
     ///
     /// # Errors
-    /// `BadHandle` if it is not; `Local`: EFBIG, EINVAL as fallocate(2) says, ENOSPC of the cache,
-    /// EOPNOTSUPP of its disk.
+    /// `Shared`; `BadHandle` if it is not; `Local`: EFBIG, EINVAL as fallocate(2) says, ENOSPC of
+    /// the cache, EOPNOTSUPP of its disk.
     pub fn allocate(
         &self,
         handle: u64,
@@ -40,6 +42,7 @@ impl Vfs {
         if stretch.is_empty() {
             return Err(refused("allocate nothing", Errno::EINVAL));
         }
+        let _hold = working.hold().ok_or(Error::Shared)?;
         Ok(working.allocate(how, stretch)?)
     }
 
@@ -49,7 +52,27 @@ impl Vfs {
     /// # Errors
     /// `BadHandle` if `to` is not open for writing; `Local`: EINVAL if the two overlap, EFBIG,
     /// ENOSPC of the cache.
-    pub async fn copy_range(&self, from: Side, to: Side, length: u64) -> Result<u64, Error> {
+    pub async fn copy_range(
+        &self,
+        caller: &Caller,
+        from: Side,
+        to: Side,
+        length: u64,
+    ) -> Result<u64, Error> {
+        let touch = || match self.file_handle(to.handle)?.working() {
+            Some(working) => working.hold().map(drop).ok_or(Error::Shared),
+            None => Err(Error::BadHandle),
+        };
+        for _ in 0..OVERTAKEN_MAX {
+            match self.copy_once(from, to, length).await {
+                Err(Error::Shared) => self.with_lock(caller, to.handle, true, touch).await?,
+                copied => return copied,
+            }
+        }
+        Err(FsError::unavailable("file changes too often to be copied to").into())
+    }
+
+    async fn copy_once(&self, from: Side, to: Side, length: u64) -> Result<u64, Error> {
         const WHAT: &str = "copy within the cache";
         let source = self.file_handle(from.handle)?;
         let working = self.file_handle(to.handle)?.working().ok_or(Error::BadHandle)?;
@@ -61,9 +84,12 @@ impl Vfs {
             return Err(refused(WHAT, Errno::EINVAL));
         }
         let wanted = wanted.start..wanted.end.min(wanted.start + COPY_BYTES_MAX);
-        let copy = move || working.copy_from(&file, wanted, place.start);
+        let copy = move || {
+            let _hold = working.hold().ok_or(Error::Shared)?;
+            Ok(working.copy_from(&file, wanted, place.start)?)
+        };
         let copied = tokio::task::spawn_blocking(copy).await;
-        Ok(copied.map_err(|error| Error::local(WHAT)(std::io::Error::other(error)))??)
+        copied.map_err(|error| Error::local(WHAT)(std::io::Error::other(error)))?
     }
 }
 

@@ -287,7 +287,7 @@ impl Writeback {
         }
     }
 
-    fn vanish(&self, copy: &Arc<Copy>) {
+    pub(super) fn vanish(&self, copy: &Arc<Copy>) {
         self.inner.session.metrics().count(Counter::CommitVanished);
         let mut facts = copy.facts();
         facts.standing = Standing::Vanished;

@@ -6,13 +6,14 @@
 //! until the answer, and an open passes it before it is sent. Locks that are merely kept are
 //! bounded; the oldest ride back on a heartbeat.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dfs_proto::admin::Role;
 use dfs_proto::directory::Yield;
 use dfs_proto::id::FileId;
 use dfs_proto::version::FencingToken;
+use tokio::sync::Notify;
 
 use crate::lease::{Event, Lock};
 use crate::metrics::Counter;
@@ -27,6 +28,27 @@ const IDLE_LOCKS_MAX: usize = 1024;
 pub(super) struct Locks {
     session: Session,
     table: Arc<Mutex<Table>>,
+    wanted: Arc<Wanted>,
+}
+
+/// Files whose lock somebody else waits for, and that an open under way has kept so far.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    fids: Mutex<HashSet<FileId>>,
+    come: Notify,
+}
+
+impl Wanted {
+    fn add(&self, fid: FileId) {
+        self.fids.lock().unwrap_or_else(PoisonError::into_inner).insert(fid);
+        self.come.notify_one();
+    }
+
+    /// Returns when there are some. Cancel-safe.
+    pub async fn take(&self) -> HashSet<FileId> {
+        self.come.notified().await;
+        std::mem::take(&mut *self.fids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -60,12 +82,20 @@ impl Drop for WriteIntent {
         if let Some(token) = self.locks.apply(self.fid, Event::OpeningEnded) {
             self.locks.session.yield_soon(self.fid, token);
         }
+        if self.locks.is_wanted(self.fid) {
+            self.locks.wanted.add(self.fid);
+        }
     }
 }
 
 impl Locks {
     pub fn new(session: Session) -> Locks {
-        Locks { session, table: Arc::default() }
+        Locks { session, table: Arc::default(), wanted: Arc::default() }
+    }
+
+    /// Locks that may be wanted though no recall comes any more.
+    pub fn wanted(&self) -> Arc<Wanted> {
+        Arc::clone(&self.wanted)
     }
 
     /// Announces an open for writing, once no lock of the file is on its way back.
@@ -84,6 +114,12 @@ impl Locks {
         drop(cell);
         self.forget_if_idle(fid);
         due
+    }
+
+    /// Whether another client waits for a lock that open writers keep.
+    pub fn is_wanted(&self, fid: FileId) -> bool {
+        let cell = self.table().locks.get(&fid).cloned();
+        cell.is_some_and(|cell| lock(&cell).is_wanted())
     }
 
     /// Takes an event, and gives the lock back if it is due.

@@ -15,7 +15,7 @@ use std::fs::FileTimes;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use dfs_proto::FsError;
@@ -28,13 +28,19 @@ use dfs_proto::version::DataVersion;
 use tokio::sync::Notify;
 
 use crate::cache::record::{Closed, Content, EntryId, Origin};
-use crate::cache::{Allocate, Cache, CacheError, CacheFile, Stamp};
+use crate::cache::{Allocate, Cache, CacheError, CacheFile, CleanFile, Stamp};
 use crate::session::ops::OpGuard;
 
 /// A file that is being changed here. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Working {
     pub(super) copy: Arc<Copy>,
+}
+
+/// Keeps the write lock from being given away.
+#[derive(Debug)]
+pub struct Hold<'a> {
+    _is_ours: RwLockReadGuard<'a, bool>,
 }
 
 #[derive(Debug)]
@@ -48,6 +54,8 @@ pub(super) struct Copy {
     pub look: Notify,
     /// Held while the end of the file is looked up and moved.
     end: Mutex<()>,
+    /// Whether we have the write lock. Read while a change is made, written to let it go.
+    is_ours: RwLock<bool>,
     facts: Mutex<Facts>,
     /// Held by whoever commits, and by opens and releases that must not come between.
     pub right: tokio::sync::Mutex<Right>,
@@ -160,6 +168,7 @@ impl Copy {
             stores: Mutex::new(Stores::None),
             look: Notify::new(),
             end: Mutex::default(),
+            is_ours: RwLock::new(true),
             facts: Mutex::new(facts),
             right: tokio::sync::Mutex::default(),
         }
@@ -216,6 +225,49 @@ impl Copy {
     pub fn has_late_stores(&self) -> bool {
         let is_sound = matches!(self.facts().standing, Standing::Sound);
         is_sound && self.may_be_mapped() && self.is_dirty()
+    }
+
+    pub fn has_lock(&self) -> bool {
+        *self.is_ours.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_has_lock(&self) {
+        *self.is_ours.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// Lets the write lock go, if nothing has to be committed under it, and nobody stores past us:
+    /// such stores could not be held back until we have it again. Whether it is let go.
+    pub fn let_go(&self) -> bool {
+        let mut is_ours = self.is_ours.write().unwrap_or_else(PoisonError::into_inner);
+        let is_mapped = self.has_seen_stores(self.file.stamp().ok()) || self.facts().is_mapped;
+        let is_sound = matches!(self.facts().standing, Standing::Sound);
+        *is_ours = !is_sound || is_mapped || self.is_dirty();
+        !*is_ours
+    }
+
+    /// Replaces the content while we do not have the lock. False if it was changed here meanwhile,
+    /// past us.
+    pub fn replace(
+        &self,
+        base: Content,
+        write: impl FnOnce() -> Result<(), CacheError>,
+    ) -> Result<bool, CacheError> {
+        let _nobody_writes = self.is_ours.write().unwrap_or_else(PoisonError::into_inner);
+        if self.is_dirty() {
+            return Ok(false);
+        }
+        let written = write();
+        let mut facts = self.facts();
+        facts.committed = self.mark();
+        if written.is_ok() {
+            facts.base = base;
+        }
+        drop(facts);
+        let mut stores = self.stores();
+        if let Stores::NotSeen(own) = &mut *stores {
+            *own = self.file.stamp().ok();
+        }
+        written.map(|()| true)
     }
 
     /// Makes a change of ours, which counts also if it fails: some of it may have been made.
@@ -363,6 +415,24 @@ impl Working {
     /// changed through the file itself.
     pub fn mark_dirty(&self) {
         self.copy.mark_dirty();
+    }
+
+    /// The right to change the file while it is held. `None` if the file is shared and another
+    /// client may have its lock: it is to be asked for first.
+    pub fn hold(&self) -> Option<Hold<'_>> {
+        let is_ours = self.copy.is_ours.read().unwrap_or_else(PoisonError::into_inner);
+        is_ours.then_some(Hold { _is_ours: is_ours })
+    }
+
+    /// Whether this client has the write lock.
+    pub fn has_lock(&self) -> bool {
+        self.copy.has_lock()
+    }
+
+    /// The version that the changes are on top of, whole.
+    pub fn base_file(&self) -> CleanFile {
+        let Content { version, manifest } = self.copy.facts().base.clone();
+        CleanFile { file: Arc::clone(&self.copy.file), version, manifest }
     }
 
     /// Whether the next commit has something to do.

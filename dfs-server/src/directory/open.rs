@@ -36,12 +36,18 @@ use crate::request::{Context, Origin};
 const LOCK_CALL_GRACE_MS: u32 = 5_000;
 
 /// A file as an open finds it.
-struct Found {
+pub(super) struct Found {
     row: Arc<InodeRow>,
     /// It has no name any more: a change of it goes nowhere.
     is_removed: bool,
     manifest: Option<Manifest>,
     sequence: Sequence,
+}
+
+impl Found {
+    pub(super) fn is_at(&self, version: DataVersion) -> bool {
+        self.row.data_version == version
+    }
 }
 
 /// A creation as the ledger keeps it.
@@ -136,7 +142,7 @@ impl Directory {
         self.open_reply(fid, found, Some((session, token)))
     }
 
-    fn open_reply(
+    pub(super) fn open_reply(
         &self,
         fid: FileId,
         found: Found,
@@ -450,7 +456,7 @@ fn fenced(
     Ok(Some(InodeRow { fence: token, has_foreign_writer, ..row.clone() }))
 }
 
-fn find(
+pub(super) fn find(
     txn: &mut ReadTxn,
     fid: FileId,
     have: Option<DataVersion>,

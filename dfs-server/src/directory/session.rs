@@ -5,17 +5,15 @@ use std::time::Duration;
 use dfs_proto::FsError;
 use dfs_proto::admin::Role;
 use dfs_proto::capability::MacKey;
-use dfs_proto::client::CallError;
 use dfs_proto::directory::{Durability, NodeHeartbeat, NodeHeartbeatReply};
 use dfs_proto::id::SessionId;
 use dfs_proto::limits::{SESSION_LEASE, WORD_BYTES_MAX};
-use dfs_proto::lock::{EndSession, Recall, Recalls};
+use dfs_proto::lock::EndSession;
 use dfs_proto::rpc::Envelope;
 use dfs_proto::session::{
     Acknowledge, Heartbeat, HeartbeatReply, OpenSession, OpenVolume, SessionEvent, SessionReply,
     VolumeReply,
 };
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +23,6 @@ use super::{Directory, lookup};
 use crate::ledger;
 use crate::meta::Txn;
 use crate::request::Context;
-use crate::session::Told;
 
 /// How often expired sessions are looked for.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,13 +32,6 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Why an hour: they are kept for days. The first look comes only after the same time, when every
 /// session that lives has been opened again.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
-
-/// Pause before the recall stream is opened again.
-const RECALL_RETRY: Duration = Duration::from_secs(1);
-
-/// A recall stream that brings nothing for this long is opened anew, which brings all recalls that
-/// are outstanding: so one that met a client without a stream is told to it later.
-const RECALL_REFRESH: Duration = Duration::from_secs(2);
 
 fn lease_ms() -> u32 {
     u32::try_from(SESSION_LEASE.as_millis()).expect("the lease is some seconds")
@@ -245,47 +235,6 @@ impl Directory {
             ledger::sweep(&volume.store, ledgers(volume.id), now, is_live).await?;
         }
         Ok(())
-    }
-
-    /// Passes recalls of the lock service on to the sessions.
-    pub async fn run_recalls(self, stop: CancellationToken) {
-        let mut was_working = true;
-        loop {
-            let passed = tokio::select! {
-                () = stop.cancelled() => return,
-                passed = self.pass_recalls() => passed,
-            };
-            if let Err(error) = &passed
-                && was_working
-            {
-                tracing::warn!(%error, "waiting for the lock server");
-            }
-            was_working = passed.is_ok();
-            let pause = if was_working { Duration::ZERO } else { RECALL_RETRY };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.clock.sleep_until(self.clock.boottime() + pause) => {}
-            }
-        }
-    }
-
-    async fn pass_recalls(&self) -> Result<(), CallError> {
-        let mut recalls = self.peers.lock()?.open_stream(&Envelope::default(), &Recalls {}).await?;
-        loop {
-            let next = tokio::time::timeout(RECALL_REFRESH, recalls.next()).await;
-            match next {
-                Ok(Some(recall)) => self.pass_recall(recall?).await,
-                Ok(None) | Err(_) => return Ok(()),
-            }
-        }
-    }
-
-    async fn pass_recall(&self, recall: Recall) {
-        let Recall { fid, session, token } = recall;
-        if self.sessions.tell(session, SessionEvent::LockRecall { fid, token }) == Told::Unknown {
-            // Nobody can give it back: the session is gone.
-            self.unlock(session, fid, token).await;
-        }
     }
 }
 

@@ -16,6 +16,7 @@ mod nodes;
 mod ops;
 mod permissions;
 mod promises;
+mod ranges;
 mod records;
 mod rename;
 mod xattrs;

@@ -14,7 +14,9 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use dfs_proto::attr::Timestamp;
 use dfs_proto::id::{FileId, SessionId};
+use dfs_proto::lock::WriteClaim;
 use dfs_proto::version::{Epoch, FencingToken};
 
 /// Names one asker while it waits.
@@ -28,6 +30,7 @@ pub struct Asker {
     pub session: SessionId,
     /// What others are told of it.
     pub name: String,
+    pub since: Timestamp,
 }
 
 /// What the shell has to do.
@@ -52,6 +55,8 @@ struct Held {
     session: SessionId,
     token: FencingToken,
     name: String,
+    /// When it was asked for.
+    since: Timestamp,
     is_recalled: bool,
     is_busy: bool,
     /// Askers of this session that the grant was sent to and that have not taken it yet.
@@ -164,6 +169,32 @@ impl LockTable {
         self.locks.get(&fid).map(|lock| lock.held.name.as_str())
     }
 
+    /// Who holds the lock, and who waits for it, in order.
+    pub fn list(&self, fid: FileId) -> (Option<WriteClaim>, Vec<WriteClaim>) {
+        let Some(Lock { held, queue }) = self.locks.get(&fid) else { return (None, Vec::new()) };
+        let Held { session, token, name, since, .. } = held;
+        let (session, token, holder) = (*session, Some(*token), name.clone());
+        let holder = WriteClaim { session, holder, token, since: *since };
+        let waiting = queue.iter().map(|asker| WriteClaim {
+            session: asker.session,
+            holder: asker.name.clone(),
+            token: None,
+            since: asker.since,
+        });
+        (Some(holder), waiting.collect())
+    }
+
+    /// The files whose lock somebody holds, in no order.
+    pub fn files(&self) -> impl Iterator<Item = FileId> + '_ {
+        self.locks.keys().copied()
+    }
+
+    /// Takes a lock from its holder, whatever it does with it; the fence refuses what it still
+    /// sends once somebody else has it. Whether there was one.
+    pub fn break_lock(&mut self, fid: FileId) -> (bool, Vec<Action>) {
+        (self.locks.contains_key(&fid), self.pass_on(fid))
+    }
+
     #[cfg(test)]
     pub fn held_count(&self) -> usize {
         self.locks.len()
@@ -228,6 +259,7 @@ fn grant(epoch: Epoch, counter: &mut u64, asker: Asker) -> Held {
         session: asker.session,
         token: FencingToken::new(epoch, *counter),
         name: asker.name,
+        since: asker.since,
         is_recalled: false,
         is_busy: false,
         untaken_by: vec![asker.waiter],

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use dfs_proto::admin::{Announce, Map, RenewCertificate, Status};
 use dfs_proto::auth::{Keys, WhoAmI};
 use dfs_proto::file::{Fetch, Missing, PutChunks, Replicate, Store, SyncChunks};
-use dfs_proto::lock::{EndSession, Recalls, Release};
+use dfs_proto::lock::{
+    BreakLocks, CancelRange, EndSession, ListLocks, LockEvents, ReclaimRanges, Release, TestRange,
+    UnlockRange,
+};
 use dfs_proto::session::{CloseSession, Events};
 
 use super::network::Network;
@@ -99,22 +102,35 @@ pub fn map(router: &mut Router, network: &Network) {
     });
 }
 
+/// Handlers that answer at once.
+macro_rules! at_once {
+    ($router:ident, $service:ident, $($method:ident: $request:ty => $answer:expr),+ $(,)?) => {$(
+        let service = $service.clone();
+        $router.unary(move |_context, request: $request| {
+            let answer = $answer(service.$method(&request));
+            async move { answer }
+        });
+    )+};
+}
+
 pub fn lock(router: &mut Router, lock: &LockService) {
-    plain!(router, lock, grant);
+    plain!(router, lock, grant, lock_range);
+    at_once!(
+        router,
+        lock,
+        release: Release => Ok,
+        end_session: EndSession => Ok,
+        test_range: TestRange => Ok,
+        unlock_range: UnlockRange => Ok,
+        cancel_range: CancelRange => Ok,
+        reclaim_ranges: ReclaimRanges => std::convert::identity,
+        list: ListLocks => Ok,
+        break_locks: BreakLocks => Ok,
+    );
     let service = lock.clone();
-    router.unary(move |_context, request: Release| {
-        service.release(&request);
-        async { Ok(()) }
-    });
-    let service = lock.clone();
-    router.unary(move |_context, request: EndSession| {
-        service.end_session(&request);
-        async { Ok(()) }
-    });
-    let service = lock.clone();
-    router.stream(move |_context, _request: Recalls| {
-        let recalls = stream_of(service.recalls());
-        async move { Ok(recalls) }
+    router.stream(move |_context, _request: LockEvents| {
+        let events = stream_of(service.events());
+        async move { Ok(events) }
     });
 }
 
@@ -148,8 +164,15 @@ pub fn directory(router: &mut Router, directory: &Directory) {
         heartbeat,
         acknowledge,
         node_heartbeat,
+        lock_range,
+        test_range,
+        unlock_range,
+        cancel_range,
+        reclaim_ranges,
+        locks_of,
+        break_locks,
     );
-    plain!(router, directory, lookup_parent, readlink, statfs, fsync, open_volume);
+    plain!(router, directory, all_locks, lookup_parent, readlink, statfs, fsync, open_volume);
     let service = directory.clone();
     router.unary(move |context, _request: CloseSession| {
         let service = service.clone();

@@ -48,6 +48,12 @@ impl Grace {
         }
     }
 
+    /// Whether a session of before has not come back yet, and may.
+    pub fn awaits(&self, id: SessionId) -> bool {
+        self.clock.boottime() < self.ends_at
+            && self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
     /// Those who did not come back, once, when the time is over.
     pub fn take_missing(&self) -> Vec<SessionId> {
         if self.clock.boottime() < self.ends_at {
@@ -112,6 +118,15 @@ mod tests {
         clock.advance(Duration::from_millis(1));
         assert!(is_over(&grace));
         assert_eq!((grace.take_missing(), grace.take_missing()), (vec![BOB], vec![]));
+    }
+
+    #[test]
+    fn it_awaits_whom_it_misses_while_it_lasts() {
+        let (grace, clock) = grace();
+        grace.settle(ANN);
+        assert!(!grace.awaits(ANN) && grace.awaits(BOB));
+        clock.advance(SESSION_LEASE);
+        assert!(!grace.awaits(BOB), "others may have been granted what it had");
     }
 
     #[test]

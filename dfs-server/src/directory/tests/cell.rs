@@ -21,7 +21,6 @@ use dfs_proto::directory::{
 };
 use dfs_proto::id::{FileId, NodeId, OpId, SessionId, VolumeId};
 use dfs_proto::limits::HEAD_BYTES_MAX;
-use dfs_proto::lock::{EndSession, Grant, Recalls, Release};
 use dfs_proto::manifest::{Extent, Manifest};
 use dfs_proto::name::Name;
 use dfs_proto::session::OpenSession;
@@ -33,7 +32,7 @@ use crate::lock::LockService;
 use crate::meta::memory::MemoryEngine;
 use crate::meta::{Engine, Space, Store};
 use crate::request::{Context, NewsCell, Peer};
-use crate::rpc::{CheckTicket, Router, stream_of};
+use crate::rpc::{CheckTicket, Router};
 
 pub const VOLUME: VolumeId = VolumeId(1);
 pub const ONE: NodeId = NodeId(1);
@@ -76,26 +75,7 @@ impl Peers for Neighbours {
 
 fn lock_client(service: &LockService, clock: &ManualClock) -> Client {
     let mut router = Router::new(Arc::new(NoTickets), Arc::new(clock.clone()));
-    let lock = service.clone();
-    router.unary(move |_context, request: Grant| {
-        let lock = lock.clone();
-        async move { lock.grant(request).await }
-    });
-    let lock = service.clone();
-    router.unary(move |_context, request: Release| {
-        lock.release(&request);
-        async { Ok(()) }
-    });
-    let lock = service.clone();
-    router.unary(move |_context, request: EndSession| {
-        lock.end_session(&request);
-        async { Ok(()) }
-    });
-    let lock = service.clone();
-    router.stream(move |_context, _request: Recalls| {
-        let recalls = stream_of(lock.recalls());
-        async move { Ok(recalls) }
-    });
+    crate::server::routes::lock(&mut router, service);
     let transport = InProcess::default();
     transport.bind(Arc::new(router));
     Client::new(Arc::new(transport))
@@ -126,7 +106,7 @@ impl Cell {
     /// Takes up what the engine holds; the root directory is open to all.
     pub async fn open(engine: Arc<dyn Engine>, clock: ManualClock) -> Cell {
         let store = Store::open(engine.clone(), Space::from(VOLUME), NodeId(3)).unwrap();
-        let locks = LockService::new(store.epoch(), Arc::new(clock.clone()));
+        let locks = LockService::new(store.epoch(), Duration::ZERO, Arc::new(clock.clone()));
         let volume = Volume::open(store, VOLUME, "main", clock.wall()).await.unwrap();
         let (lock, nodes) = (lock_client(&locks, &clock), <[FakeNode; 2]>::default());
         let peers = Arc::new(Neighbours { lock, nodes: nodes.clone(), clock: clock.clone() });

@@ -6,6 +6,7 @@ use dfs_proto::FsError;
 use dfs_proto::directory::{CreateReply, Open, OpenAccess, Yield};
 use dfs_proto::id::{FileId, NodeId};
 use dfs_proto::limits::SESSION_LEASE;
+use dfs_proto::lock::LockEvent;
 use dfs_proto::session::{Heartbeat, OpenSession, SessionEvent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -57,11 +58,8 @@ impl Rivals {
 
 async fn next_recall(events: &mut mpsc::Receiver<SessionEvent>) -> SessionEvent {
     loop {
-        match events.recv().await.unwrap() {
-            SessionEvent::LockRecall { fid, token } => {
-                return SessionEvent::LockRecall { fid, token };
-            }
-            SessionEvent::Started { .. } | SessionEvent::Idle | SessionEvent::Break(_) => {}
+        if let recall @ SessionEvent::LockRecall { .. } = events.recv().await.unwrap() {
+            return recall;
         }
     }
 }
@@ -92,7 +90,7 @@ async fn a_busy_file_is_refused_at_once_or_after_the_wait_with_the_holders_name(
 async fn the_holder_is_recalled_and_the_next_gets_a_newer_token_on_its_version() {
     let Rivals { cell, ann, bob, fid } = Rivals::new().await;
     let stop = CancellationToken::new();
-    let recalls = tokio::spawn(cell.directory.clone().run_recalls(stop.clone()));
+    let recalls = tokio::spawn(cell.directory.clone().run_lock_events(stop.clone()));
     let mut events = cell.directory.events(&ann.context()).await.unwrap();
     let grant = ann.open_to_write(fid).await.unwrap();
     let waiting = tokio::spawn({
@@ -117,10 +115,11 @@ async fn the_holder_is_recalled_and_the_next_gets_a_newer_token_on_its_version()
 async fn permission_is_asked_for_before_the_lock() {
     let Rivals { cell, ann, bob, fid } = Rivals::new().await;
     ann.chmod(fid, 0o644).await.unwrap();
-    let mut recalls = cell.locks.recalls();
+    let mut events = cell.locks.events();
+    assert!(matches!(events.try_recv(), Ok(LockEvent::Started { .. })));
     ann.open_to_write(fid).await.unwrap();
     assert_eq!(bob.open(fid, PATIENT).await.map(drop), Err(FsError::AccessDenied));
-    assert!(recalls.try_recv().is_err(), "nobody was disturbed");
+    assert!(events.try_recv().is_err(), "nobody was disturbed");
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ fn session(number: u8) -> SessionId {
 }
 
 fn asker(waiter: u64, number: u8) -> Asker {
-    Asker { waiter: WaiterId(waiter), session: session(number), name: format!("host{number}") }
+    let (waiter, session, since) = (WaiterId(waiter), session(number), Timestamp::default());
+    Asker { waiter, session, name: format!("host{number}"), since }
 }
 
 fn token(counter: u64) -> FencingToken {
