@@ -35,9 +35,9 @@ use clap::{Parser, Subcommand};
 
 use args::{
     AdminCommand, BenchArgs, CacheCommand, CellArgs, CompletionsArgs, CopyArgs, EditArgs,
-    FlushArgs, LoginArgs, LsArgs, ManArgs, MkdirArgs, MountArgs, MountPointArgs, MvArgs,
-    OutboxCommand, PasswdArgs, PathsArgs, RmArgs, ServeArgs, StatusArgs, TokenCommand, UmountArgs,
-    UserAddArgs, UserArgs, UserCommand, WatchArgs,
+    FlushArgs, LockCommand, LoginArgs, LsArgs, ManArgs, MkdirArgs, MountArgs, MountPointArgs,
+    MvArgs, OutboxCommand, PasswdArgs, PathsArgs, RmArgs, ServeArgs, StatusArgs, TokenCommand,
+    UmountArgs, UserAddArgs, UserArgs, UserCommand, WatchArgs,
 };
 use exit::Exit;
 use failure::Failure;
@@ -94,6 +94,8 @@ enum Command {
     Stat(PathsArgs),
     /// Show which nodes hold a file, or each file directly in a directory
     Where(PathsArgs),
+    /// Show who has and who wants the locks of files, and since when
+    Lock(PathsArgs),
     /// What waits to be sent
     #[command(subcommand)]
     Outbox(OutboxCommand),
@@ -198,6 +200,7 @@ async fn run_async(command: Command, output: &mut Output) -> Result<(), Failure>
         Command::Edit(arguments) => file::edit(&arguments, output).await,
         Command::Stat(arguments) => file::stat(&arguments.paths, output).await,
         Command::Where(arguments) => file::locate(&arguments.paths, output).await,
+        Command::Lock(arguments) => file::lock(&arguments.paths, output).await,
         Command::Outbox(OutboxCommand::List(arguments)) => outbox::list(&arguments, output).await,
         Command::Outbox(OutboxCommand::Retry(arguments)) => outbox::retry(&arguments, output).await,
         Command::Flush(arguments) => flush::flush(&arguments, output).await,
@@ -211,6 +214,12 @@ async fn run_async(command: Command, output: &mut Output) -> Result<(), Failure>
         Command::Admin(AdminCommand::User(command)) => account::administer(command, output).await,
         Command::Admin(AdminCommand::Token(TokenCommand::New { roles, cell })) => {
             admin::new_token(roles, cell.as_ref(), output).await
+        }
+        Command::Admin(AdminCommand::Lock(LockCommand::List { cell })) => {
+            admin::locks(cell.as_ref(), output).await
+        }
+        Command::Admin(AdminCommand::Lock(LockCommand::Break { path, yes })) => {
+            file::break_locks(&path, yes, output).await
         }
         Command::Serve(_) | Command::Mount(_) => unreachable!("run before the runtime started"),
     }

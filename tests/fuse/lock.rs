@@ -384,3 +384,51 @@ for _ in range(15):
     let shown = b.shell("sqlite3 shared.db 'SELECT count(*), count(DISTINCT n) FROM t'");
     assert_eq!(shown, "30|30\n");
 }
+
+/// L6: "`dfs lock FILE` shows who has and who wants the locks of a file ..."
+#[test]
+fn dfs_lock_shows_holders_and_waiters_and_an_administrator_breaks_them() {
+    let world = World::new();
+    let (a, b) = world.mounts(&[]);
+    let mut holder = Locker::start(&a, "fcntl", "w");
+    let mut waiter = Locker::start(&b, "fcntl", "w");
+    assert_eq!((holder.told("lock"), holder.told("write 1")), ("ok".into(), "ok".into()));
+    waiter.wait_for_lock();
+    let path = world.server.path("file");
+    let text = world.b.ask(&["lock", &path]);
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let word = |line: usize, word: usize| lines[line].split_whitespace().nth(word).unwrap();
+    assert_eq!([word(1, 0), word(1, 1)], ["holds", "write"], "{text}");
+    assert_eq!([word(2, 0), word(2, 1), word(2, 2)], ["holds", "exclusive", "0..end"], "{text}");
+    assert_eq!([word(3, 0), word(3, 1)], ["waits", "exclusive"], "{text}");
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&world.b.ask(arguments)).unwrap()
+    };
+    let shown = json(&["lock", "--json", b.at("file").to_str().unwrap()]);
+    let locks = &shown["files"][0]["locks"];
+    assert_eq!(locks[1]["pid"], holder.child.id());
+    assert!(locks[0]["token"].is_string() && locks[1]["since"].is_string(), "{shown}");
+    let all = json(&["admin", "lock", "list", "--json"]);
+    assert_eq!(all["files"][0]["fid"], shown["files"][0]["fid"]);
+
+    world.b.ask(&["admin", "lock", "break", &path, "--yes"]);
+    assert_eq!(waiter.answer(), "ok");
+    // L5, for locks that were lost: the program is told before it goes by them again.
+    eventually("its client knows", || (holder.told("try") == "EIO").then_some(()));
+    assert_eq!(holder.told("unlock"), "ok");
+    assert_eq!(holder.told("try"), "EAGAIN");
+}
+
+/// L5: "its programs get EIO for the next lock of such a file, until they have released all of it"
+#[test]
+fn locks_that_were_broken_are_lost_until_they_are_let_go() {
+    let world = World::new();
+    let (a, b) = world.mounts(&[]);
+    let mut holder = Locker::start(&a, "flock", "w");
+    assert_eq!(holder.told("lock"), "ok");
+    world.a.ask(&["admin", "lock", "break", &world.server.path("file"), "--yes"]);
+    eventually("its client knows", || (holder.told("try") == "EIO").then_some(()));
+    assert_eq!(holder.told("unlock"), "ok");
+    assert_eq!(b.shell("flock -n file echo free"), "free\n");
+    assert_eq!(holder.told("try"), "ok");
+}

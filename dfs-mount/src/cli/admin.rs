@@ -2,11 +2,14 @@
 
 use std::str::FromStr;
 
+use dfs_proto::FsError;
 use dfs_proto::admin::{NewJoinToken, Role};
+use dfs_proto::directory::lock::AllLocks;
 use serde::Serialize;
 
 use super::cell;
 use super::failure::{Context, Failure};
+use super::file::locks::Locks;
 use super::output::{Output, Report, Table};
 use crate::config::CellAddress;
 
@@ -59,6 +62,31 @@ pub async fn new_token(
         .await
         .about(|| format!("cannot make a join token for dfs://{}", cell::address(&credential)))?;
     output.show(&TokenReport { token: token.expose().to_owned(), roles: roles.0 })
+}
+
+/// Lists the locks of all files.
+///
+/// # Errors
+/// A [`Failure`] if the login is no administrator's, or nobody answers.
+pub async fn locks(cell: Option<&CellAddress>, output: &mut Output) -> Result<(), Failure> {
+    let credential = cell::credential(cell)?;
+    let connection = cell::connect(&credential)?;
+    let what = || format!("cannot list the locks of dfs://{}", cell::address(&credential));
+    let (mut locks, mut after) = (Locks::default(), None);
+    loop {
+        let (identity, request) = (cell::own_identity(), AllLocks { after });
+        let page = connection.call(Role::Directory, Some(&identity), &request).await.about(what)?;
+        let last = page.files.last().map(|file| file.fid);
+        page.files.into_iter().for_each(|file| locks.add(file, None));
+        if page.is_last {
+            return output.show(&locks);
+        }
+        // A server whose pages do not advance would be asked for ever.
+        if last <= after {
+            return Err(FsError::malformed("page of locks does not advance")).about(what);
+        }
+        after = last;
+    }
 }
 
 #[cfg(test)]

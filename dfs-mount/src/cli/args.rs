@@ -192,6 +192,28 @@ pub enum AdminCommand {
     /// Tokens with which nodes join the cell
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Locks of files
+    #[command(subcommand)]
+    Lock(LockCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LockCommand {
+    /// List the files of which somebody has or wants a lock
+    List {
+        /// dfs://HOST:PORT [default: the only cell you are logged in to]
+        #[arg(long)]
+        cell: Option<CellAddress>,
+    },
+    /// Take all locks of a file from those who hold them; what they still store may be refused
+    Break {
+        /// dfs://HOST:PORT/VOLUME/PATH, or a path inside a mount
+        #[arg(value_name = "FILE")]
+        path: OsString,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

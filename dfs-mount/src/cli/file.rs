@@ -1,4 +1,5 @@
-//! Files without a mount: `ls`, `cat`, `stat`, `where`, `put`, `get`, `edit`, `mkdir`, `rm`, `mv`.
+//! Files without a mount: `ls`, `cat`, `stat`, `where`, `lock`, `put`, `get`, `edit`, `mkdir`,
+//! `rm`, `mv`.
 //!
 //! Each speaks to the servers through a session of its own, so it works on machines that cannot
 //! mount, and sees what the servers have, not what a mount may still have to send.
@@ -7,6 +8,7 @@ mod edit;
 mod get;
 mod list;
 mod local;
+pub mod locks;
 mod names;
 mod put;
 mod target;
@@ -49,6 +51,23 @@ pub async fn locate(paths: &[OsString], output: &mut Output) -> Result<(), Failu
     let urls = urls(paths)?;
     let found = with_volumes(async |volumes| list::places(&urls, volumes).await).await?;
     output.show(&found)
+}
+
+/// # Errors
+/// A [`Failure`] for the first path that is no file, or whose locks the caller may not see.
+pub async fn lock(paths: &[OsString], output: &mut Output) -> Result<(), Failure> {
+    let urls = urls(paths)?;
+    let found = with_volumes(async |volumes| locks::locks(&urls, volumes).await).await?;
+    output.show(&found)
+}
+
+/// # Errors
+/// A [`Failure`] if it is not confirmed, or the login is no administrator's.
+pub async fn break_locks(path: &OsString, yes: bool, output: &mut Output) -> Result<(), Failure> {
+    let url = target::resolve(path, &mounts::table()?)?;
+    let count = with_volumes(async |it| locks::break_locks(&url, yes, it).await).await?;
+    output.note(&format!("broke {count} locks of {url}"));
+    Ok(())
 }
 
 /// # Errors
