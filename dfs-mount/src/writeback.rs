@@ -54,6 +54,7 @@ use crate::session::Session;
 pub use locks::WriteIntent;
 pub use outbox::{Drained, OutboxItem, OutboxState};
 pub use send_file::{SendFile, send_file};
+use share::Asked;
 pub use working::Working;
 
 use failpoint::{FailPoints, Point};
@@ -276,7 +277,10 @@ impl Writeback {
         let mut right = working.copy.right.lock().await;
         let result = self.commit_locked(&working.copy, &mut right, attr, durability).await;
         drop(right);
-        self.share(working.fid()).await;
+        // Flushed by every process that inherited it, an unshared file is let go only as asked for.
+        if durability == Durability::Stable || working.copy.facts().is_shared {
+            self.share(working.fid(), Asked::ByOthers).await;
+        }
         result
     }
 
@@ -328,7 +332,7 @@ impl Writeback {
 
     async fn obey(&self, recall: &Recall) {
         self.inner.locks.settle(recall.fid, Event::Recalled(recall.token)).await;
-        self.share(recall.fid).await;
+        self.share(recall.fid, Asked::ByOthers).await;
     }
 
     #[cfg(feature = "testing")]
@@ -406,7 +410,7 @@ async fn obey_recalls(
                 Ok(recall) => writeback.obey(&recall).await,
                 Err(fids) => {
                     for fid in fids {
-                        writeback.share(fid).await;
+                        writeback.share(fid, Asked::ByOthers).await;
                     }
                 }
             }

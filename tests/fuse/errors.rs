@@ -14,7 +14,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use nix::sys::stat::{Mode, SFlag, mkdirat, mknod};
 use nix::unistd::{Whence, lseek, mkfifo};
 
-use crate::support::{Client, Server, eventually, run, signal, waits};
+use crate::support::{Client, Holder, Server, eventually, run, signal, waits};
 
 /// Most names of one file. Source: PROTOCOL.md, `LINK_COUNT_MAX`.
 const LINK_COUNT_MAX: usize = 1024;
@@ -162,8 +162,7 @@ fn waiting_for_another_writer_ends_by_a_signal_or_is_refused_at_once() {
     let (a, b) =
         (Client::new(&dir.path().join("a"), &server), Client::new(&dir.path().join("b"), &server));
     let (a, b) = (a.mount(&server, &[]), b.mount(&server, &[]));
-    let mut writer = File::create(a.at("f")).unwrap();
-    writer.write_all(b"held").unwrap();
+    let writer = Holder::of(&a.at("f"));
     let script = r#"use Fcntl; $SIG{TERM} = sub {};
         sysopen(my $file, "f", O_WRONLY) and die "opened"; exit $!;"#;
     let mut perl = Command::new("perl");

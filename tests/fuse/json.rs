@@ -6,7 +6,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Client, Mount, Server, attempt, eventually, program, run, sha256, shell};
+use crate::support::{
+    Client, Holder, Mount, Server, attempt, eventually, program, run, sha256, shell,
+};
 
 /// What stands for the part of a line that differs each time.
 const ELLIPSIS: &str = "...";
@@ -239,8 +241,7 @@ fn curl_waits_for_a_writer_and_may_do_only_what_its_user_may() {
     assert_eq!(mount.shell("cat private"), "secret");
 
     // A writer on the mount holds the lock until it closes.
-    let mut writer = fs::File::options().append(true).open(mount.at("open/busy")).unwrap();
-    writer.write_all(b"y").unwrap();
+    let writer = Holder::of(&mount.at("open/busy"));
     let (status, answer) = std::thread::scope(|scope| {
         let put = scope.spawn(|| curl.ask(&["-T", "hers"], "files/main/open/busy"));
         eventually("the upload has a session beside the mount's", || {

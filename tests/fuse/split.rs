@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use crate::support::{Client, Server, eventually, sha256};
+use crate::support::{Client, Server, attempt, eventually, sha256};
 
 fn token(client: &Client, cell: &Server, roles: &str) -> String {
     client.ask(&["admin", "token", "new", "--roles", roles, "--cell", &cell.url()]).trim().into()
@@ -53,6 +54,36 @@ fn row_8_roles_of_one_cell_start_in_any_order_and_say_what_they_wait_for() {
     assert_eq!(sha256(&mount.at("f")), before);
     fs::write(mount.at("g"), "written after the restart").unwrap();
     mount.umount();
+}
+
+/// SEMANTICS.md, L5: "Locks survive a restart of the servers", also of the lock server alone.
+#[test]
+fn locks_survive_a_kill_of_a_lock_server_that_runs_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let cell = Server::start(&dir.join("cell"), &["--roles", "auth,directory,file"]);
+    let admin = Client::new(&dir.join("a"), &cell);
+    let mut lock = join(dir, "lock", "lock", &token(&admin, &cell, "lock"));
+    let mount = admin.mount(&cell, &[]);
+    eventually("locks can be had", || {
+        attempt(&mut flock(&mount.dir, &["-n", "file", "true"])).status.success().then_some(())
+    });
+    let mut holder = flock(&mount.dir, &["file", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
+    let is_held = || !attempt(&mut flock(&mount.dir, &["-n", "file", "true"])).status.success();
+    eventually("it has the lock", || is_held().then_some(()));
+    lock.kill_9();
+    lock.resume();
+    assert!(is_held(), "asked for while those of before may come back");
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
+    eventually("it went back", || (!is_held()).then_some(()));
+    mount.umount();
+}
+
+fn flock(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("flock");
+    command.args(arguments).current_dir(dir).stdin(Stdio::null());
+    command
 }
 
 #[test]

@@ -100,6 +100,33 @@ fn drain(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8
     })
 }
 
+/// A program that has written to a file and not closed it, until it is dropped. A file that the
+/// test itself has open is flushed, and so committed, by each command that it starts.
+pub struct Holder {
+    child: Child,
+}
+
+impl Holder {
+    pub fn of(path: &Path) -> Holder {
+        let script =
+            "open(F, '>>', $ARGV[0]) or die; syswrite(F, 'held'); print \"ready\\n\"; <STDIN>";
+        let mut command = Command::new("perl");
+        command.args(["-e", &format!("$| = 1; {script}")]).arg(path);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("perl");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Holder { child }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}
+
 /// A shell command in a directory.
 pub fn shell(dir: &Path, script: &str) -> String {
     let output = run(Command::new("bash").arg("-euc").arg(script).current_dir(dir));

@@ -30,6 +30,7 @@ pub(crate) struct FileHandle {
     pub(super) was_closed: AtomicBool,
     /// A commit of what was stored since is on its way.
     pub(super) is_commit_due: AtomicBool,
+    may_be_kept: bool,
     /// Who has locked ranges through it.
     owners: Mutex<Vec<LockOwner>>,
 }
@@ -39,14 +40,26 @@ impl FileHandle {
         FileHandle::new(node, file, None)
     }
 
-    pub(super) fn writing(node: Arc<Node>, working: Working) -> FileHandle {
-        FileHandle::new(node, working.file().clone(), Some(working))
+    /// `may_be_kept` if a mapping through it goes by the daemon, and so keeps it open.
+    pub(super) fn writing(node: Arc<Node>, working: Working, may_be_kept: bool) -> FileHandle {
+        let handle = FileHandle::new(node, working.file().clone(), Some(working));
+        FileHandle { may_be_kept, ..handle }
     }
 
     fn new(node: Arc<Node>, file: Arc<CacheFile>, working: Option<Working>) -> FileHandle {
         let (was_closed, is_commit_due) = (AtomicBool::new(false), AtomicBool::new(false));
         let (working, owners) = (Mutex::new(working), Mutex::default());
-        FileHandle { node, file, working, was_closed, is_commit_due, owners }
+        let may_be_kept = false;
+        FileHandle { node, file, working, was_closed, is_commit_due, owners, may_be_kept }
+    }
+
+    fn note_closed(&self) {
+        if !self.was_closed.swap(true, Ordering::Relaxed)
+            && self.may_be_kept
+            && let Some(working) = self.working()
+        {
+            working.note_closed(true);
+        }
     }
 
     pub(super) fn note_owner(&self, owner: LockOwner) {
@@ -167,7 +180,7 @@ impl Vfs {
     /// own.
     pub fn closes_clean(&self, handle: u64) -> bool {
         let Ok(handle) = self.file_handle(handle) else { return true };
-        handle.was_closed.store(true, Ordering::Relaxed);
+        handle.note_closed();
         match handle.working() {
             Some(working) => !working.is_dirty(),
             None => true,
@@ -212,6 +225,9 @@ impl Vfs {
         self.begin_to_release_ranges(&handle);
         let uncount = Uncount(&handle.node);
         if let Some(working) = handle.take_working() {
+            if handle.may_be_kept && handle.was_closed.load(Ordering::Relaxed) {
+                working.note_closed(false);
+            }
             let committed = self.commit_working(&handle.node, &working, Durability::Process).await;
             if let Err(error) = committed {
                 let path = self.inner.inodes.path(handle.node.nodeid);

@@ -155,7 +155,9 @@ impl Vfs {
     async fn commit_written(&self, open: &FileHandle) -> Result<(), Error> {
         let Some(working) = self.working(open.node()) else { return Ok(()) };
         let durability = dfs_proto::directory::Durability::Process;
-        self.commit_working(open.node(), &working, durability).await.map(drop)
+        self.commit_working(open.node(), &working, durability).await?;
+        self.writeback().share_as_told(open.node().fid).await;
+        Ok(())
     }
 
     /// A handle is released: its owners' ranges go back. The commit is through.

@@ -383,7 +383,9 @@ impl Vfs {
         }
         self.begun_writing(node);
         let file = working.file().clone();
-        let handle = self.inner.files.insert(FileHandle::writing(node.clone(), working));
+        let may_be_kept = how.read && matches!(way, Way::Served { .. });
+        let handle = FileHandle::writing(node.clone(), working, may_be_kept);
+        let handle = self.inner.files.insert(handle);
         Opened { handle, nodeid: node.nodeid, file, way }
     }
 

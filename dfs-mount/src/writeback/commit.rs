@@ -278,6 +278,10 @@ impl Writeback {
                 tracing::warn!(fid = %copy.fid(), ?token, "closed copy is dirty");
                 self.unsent(copy, copy.mark(), &owed, &error);
             }
+            Standing::Sound if copy.facts().is_torn => {
+                self.inner.cache.remove(copy.file.id());
+                self.forget(copy);
+            }
             Standing::Sound if self.is_live(copy) => {
                 self.journal(copy, State::Clean(base), committed.stamp());
                 self.forget(copy);

@@ -5,7 +5,11 @@
 //! stay, and the first change asks for the lock again, brings the newest version into the working
 //! copy, and is made on top of that. Nothing is lost by giving the lock away: what is not changed
 //! has no claim to be newer. What is stored to through a mapping keeps the lock, for such stores
-//! cannot be held back.
+//! cannot be held back; and a handle that a program has closed and the kernel keeps may be mapped.
+//!
+//! A lock that was asked for while there was something to commit goes back with the fsync, the
+//! release of a program's lock, or the last close that commits it. A mere flush does so only in a
+//! file that is shared already: every child that inherits a file flushes it.
 //!
 //! The working copy is changed in place: all handles and mappings of this client are over that one
 //! file, and see others' changes as they would see those of a program on this machine.
@@ -26,16 +30,31 @@ use crate::metrics::Counter;
 use super::working::Copy;
 use super::{Working, WriteIntent, Writeback};
 
+/// Who asks for a lock to be let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Another client only: a file that may be mapped keeps its lock.
+    ByOthers,
+    /// A program that goes by locks of its own.
+    ByProgram,
+}
+
 impl Writeback {
+    /// A program releases a lock, or waits for one, and everything written to the file before is
+    /// committed: whoever waits for the write lock gets it.
+    pub async fn share_as_told(&self, fid: FileId) {
+        self.share(fid, Asked::ByProgram).await;
+    }
+
     /// Lets the lock of a file go if another client waits for it and nothing has to be committed.
-    pub(super) async fn share(&self, fid: FileId) {
+    pub(super) async fn share(&self, fid: FileId, asked: Asked) {
         if !self.inner.locks.is_wanted(fid) {
             return;
         }
         let Some(Working { copy }) = self.working(fid) else { return };
         // No commit is under way meanwhile, and no open takes the lock up.
         let mut right = copy.right.lock().await;
-        if right.pending.is_some() || !self.inner.locks.is_wanted(fid) || !copy.let_go() {
+        if right.pending.is_some() || !self.inner.locks.is_wanted(fid) || !copy.let_go(asked) {
             return;
         }
         right.grant = None;
@@ -82,8 +101,7 @@ impl Writeback {
     /// conflict.
     ///
     /// # Errors
-    /// Those of the cache. The copy is then not to be used, and becomes a conflict if it was
-    /// changed.
+    /// Those of the cache. The copy is then not to be used before it is refreshed.
     pub async fn refresh(
         &self,
         working: &Working,
@@ -102,8 +120,8 @@ impl Writeback {
         let (current, fresh) = (newest.version, base.clone());
         let changing = Arc::clone(copy);
         let change = move || {
-            let before = changing.facts().base.manifest.clone();
-            changing.replace(fresh, || patch(&changing, &before, &newest))
+            let known = changing.known();
+            changing.replace(fresh, || patch(&changing, &known, &newest))
         };
         let replaced = tokio::task::spawn_blocking(change).await;
         let replaced = replaced.map_err(|error| FsError::unavailable(error.to_string()))?;
@@ -113,11 +131,8 @@ impl Writeback {
                 self.detach(copy, FsError::Conflict { current })?;
                 return Ok(false);
             }
-            Err(error) => {
-                // Some of it is of one version and some of the other: nobody may read it again.
-                self.detach(copy, FsError::Conflict { current })?;
-                return Err(error.into());
-            }
+            // Tried again by the next open, lock or write, none of which succeeds before.
+            Err(error) => return Err(error.into()),
         }
         self.inner.session.metrics().count(Counter::SharedRefreshed);
         let state = State::Working { base, token: Default::default() };
@@ -126,9 +141,24 @@ impl Writeback {
     }
 }
 
+impl Working {
+    /// The version that the changes are on top of, whole.
+    pub fn base_file(&self) -> CleanFile {
+        let Content { version, manifest } = self.copy.facts().base.clone();
+        CleanFile { file: Arc::clone(&self.copy.file), version, manifest }
+    }
+}
+
+impl Copy {
+    /// What of its content is known to be where.
+    fn known(&self) -> HashMap<u64, Extent> {
+        let facts = self.facts();
+        if facts.is_torn { HashMap::new() } else { placed(&facts.base.manifest).collect() }
+    }
+}
+
 /// Writes what is new of a version into a copy of the one before.
-fn patch(copy: &Copy, before: &Manifest, newest: &CleanFile) -> Result<(), CacheError> {
-    let known: HashMap<u64, Extent> = placed(before).collect();
+fn patch(copy: &Copy, known: &HashMap<u64, Extent>, newest: &CleanFile) -> Result<(), CacheError> {
     for (offset, extent) in placed(&newest.manifest) {
         if known.get(&offset) == Some(&extent) {
             continue;

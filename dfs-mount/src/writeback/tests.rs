@@ -5,6 +5,7 @@ mod join;
 mod recall;
 mod replay;
 mod settle;
+mod share;
 mod since;
 
 use std::os::unix::fs::FileExt;

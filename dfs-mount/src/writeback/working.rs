@@ -28,8 +28,10 @@ use dfs_proto::version::DataVersion;
 use tokio::sync::Notify;
 
 use crate::cache::record::{Closed, Content, EntryId, Origin};
-use crate::cache::{Allocate, Cache, CacheError, CacheFile, CleanFile, Stamp};
+use crate::cache::{Allocate, Cache, CacheError, CacheFile, Stamp};
 use crate::session::ops::OpGuard;
+
+use super::share::Asked;
 
 /// A file that is being changed here. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -83,6 +85,13 @@ pub(super) struct Facts {
     /// The mark that `base` has.
     pub committed: Mark,
     pub standing: Standing,
+    /// Its lock was let go at some time while it was open.
+    pub is_shared: bool,
+    /// Handles that a program has closed and the kernel keeps, served by the daemon.
+    pub closed_count: u32,
+    /// A newer version was to be brought in, and only some of it was: nobody may rely on the
+    /// content until that is done.
+    pub is_torn: bool,
 }
 
 /// How a copy stands with the server.
@@ -159,6 +168,9 @@ impl Copy {
             is_mapped: false,
             committed: mark,
             standing: Standing::Sound,
+            is_shared: false,
+            closed_count: 0,
+            is_torn: false,
         };
         Copy {
             file,
@@ -237,11 +249,14 @@ impl Copy {
 
     /// Lets the write lock go, if nothing has to be committed under it, and nobody stores past us:
     /// such stores could not be held back until we have it again. Whether it is let go.
-    pub fn let_go(&self) -> bool {
+    pub fn let_go(&self, asked: Asked) -> bool {
         let mut is_ours = self.is_ours.write().unwrap_or_else(PoisonError::into_inner);
-        let is_mapped = self.has_seen_stores(self.file.stamp().ok()) || self.facts().is_mapped;
-        let is_sound = matches!(self.facts().standing, Standing::Sound);
-        *is_ours = !is_sound || is_mapped || self.is_dirty();
+        let is_dirty = self.is_dirty() || self.has_seen_stores(self.file.stamp().ok());
+        let mut facts = self.facts();
+        let may_be_mapped = facts.closed_count > 0 && asked == Asked::ByOthers;
+        let is_sound = matches!(facts.standing, Standing::Sound);
+        *is_ours = !is_sound || is_dirty || facts.is_mapped || may_be_mapped;
+        facts.is_shared |= !*is_ours;
         !*is_ours
     }
 
@@ -259,6 +274,7 @@ impl Copy {
         let written = write();
         let mut facts = self.facts();
         facts.committed = self.mark();
+        facts.is_torn = written.is_err();
         if written.is_ok() {
             facts.base = base;
         }
@@ -401,6 +417,14 @@ impl Working {
         }
     }
 
+    /// A program has closed a handle through which the daemon is stored to, or the kernel is done
+    /// with it.
+    pub fn note_closed(&self, is_kept: bool) {
+        let mut facts = self.copy.facts();
+        facts.closed_count =
+            if is_kept { facts.closed_count + 1 } else { facts.closed_count.saturating_sub(1) };
+    }
+
     /// Returns when there is a reason to look whether mappings are still there.
     pub async fn asked_to_look(&self) {
         self.copy.look.notified().await;
@@ -427,12 +451,6 @@ impl Working {
     /// Whether this client has the write lock.
     pub fn has_lock(&self) -> bool {
         self.copy.has_lock()
-    }
-
-    /// The version that the changes are on top of, whole.
-    pub fn base_file(&self) -> CleanFile {
-        let Content { version, manifest } = self.copy.facts().base.clone();
-        CleanFile { file: Arc::clone(&self.copy.file), version, manifest }
     }
 
     /// Whether the next commit has something to do.

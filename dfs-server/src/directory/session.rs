@@ -205,6 +205,8 @@ impl Directory {
             }
             for session in self.grace.take_missing() {
                 tracing::info!(%session, "session did not come back after the start");
+                // A lock service that runs apart may have outlived the owner before.
+                self.end_locks(session).await;
                 self.forget(session).await;
             }
             self.sessions.tell_idle();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Barrier;
 
 use super::*;
+use crate::support::Holder;
 
 fn paths(a: &Mount, b: &Mount, name: &str) -> (PathBuf, PathBuf) {
     (a.path().join(name), b.path().join(name))
@@ -74,12 +75,7 @@ async fn a_writer_elsewhere_is_waited_for_or_refused() {
 async fn an_interrupted_wait_for_a_lock_ends() {
     let (_cell, a, b) = two_mounts().await;
     let a_path = a.path().join("file");
-    let holder = files(move || {
-        let mut holder = File::create(&a_path).unwrap();
-        holder.write_all(b"held").unwrap();
-        holder
-    })
-    .await;
+    let holder = files(move || Holder::of(&a_path)).await;
     let status = b.try_sh("exec timeout -s TERM 1 bash -c 'echo x >> $M/file'").await.status;
     assert_eq!(status.code(), Some(124), "timeout says that it ended the program");
     files(move || drop(holder)).await;
