@@ -27,7 +27,6 @@ use dfs_proto::capability::MacKey;
 use dfs_proto::client::{Answer, CallError};
 use dfs_proto::clock::Clock;
 use dfs_proto::credential::Identity;
-use dfs_proto::directory::lock::Reclaim;
 use dfs_proto::directory::{Outcome, OutcomeReply};
 use dfs_proto::id::{FileId, OpId, SessionId};
 use dfs_proto::lease::holder_deadline;
@@ -488,17 +487,6 @@ impl Core {
         let fresh = Standing::new(&reply, sent_at, seen + 1);
         tracing::info!(epoch = fresh.epoch.0, "session opened again");
         *self.standing() = fresh;
-        Ok(())
-    }
-
-    /// Takes the ranges that programs hold up again.
-    async fn reclaim(&self) -> Result<(), FsError> {
-        let held = self.ranges.held();
-        if !held.is_empty() {
-            let lost = self.connection.call(Role::Directory, None, &Reclaim { held }).await?;
-            lost.iter().for_each(|range| self.ranges.lose_one(range));
-        }
-        self.ranges.wake_all();
         Ok(())
     }
 

@@ -9,11 +9,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dfs_proto::directory::lock::DropRange;
+use dfs_proto::FsError;
+use dfs_proto::admin::Role;
+use dfs_proto::directory::lock::{DropRange, Reclaim};
 use dfs_proto::id::FileId;
 use dfs_proto::lock::{HeldRange, LockOwner, WaitNumber};
 use dfs_proto::range::{Range, RangeKind, Segments};
 use tokio::sync::{Notify, watch};
+
+use super::Core;
 
 /// The ranges of one client.
 #[derive(Debug, Default)]
@@ -203,6 +207,19 @@ impl Ranges {
             .partition(|it| fid.is_none_or(|fid| it.fid == fid));
         books.owed = left;
         taken
+    }
+}
+
+impl Core {
+    /// Takes the ranges that programs hold up again.
+    pub(super) async fn reclaim(&self) -> Result<(), FsError> {
+        let held = self.ranges.held();
+        if !held.is_empty() {
+            let lost = self.connection.call(Role::Directory, None, &Reclaim { held }).await?;
+            lost.iter().for_each(|range| self.ranges.lose_one(range));
+        }
+        self.ranges.wake_all();
+        Ok(())
     }
 }
 
