@@ -14,8 +14,8 @@ pub mod ops;
 pub mod ranges;
 mod route;
 pub mod told;
+mod yielded;
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +43,9 @@ use crate::metrics::{Counter, Metrics};
 
 use connection::{Attempt, Connection, Former, PromiseCell, Sending};
 use ranges::Ranges;
+use yielded::Yielded;
+
+pub use yielded::Creating;
 
 /// A client's standing with the owner of one volume. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -69,45 +72,6 @@ struct Core {
     acknowledgements: events::Acknowledgements,
     listeners: told::Listeners,
     ranges: Ranges,
-}
-
-/// Locks that go back with heartbeats.
-#[derive(Debug, Default)]
-struct Yielded {
-    waiting: Vec<(FileId, FencingToken)>,
-    /// In the heartbeat that is under way.
-    travelling: HashSet<FileId>,
-    /// In requests of their own that are under way.
-    returning: HashSet<FileId>,
-    /// Creations under way, and the files whose locks were on their way back meanwhile.
-    creations: usize,
-    since_creations: HashSet<FileId>,
-}
-
-/// Creations under way: which locks go back meanwhile is remembered.
-///
-/// Why: a creation may find an existing file and be answered with its lock, and only the answer
-/// says which file that is. A lock that is on its way back by then is not to be relied on.
-#[derive(Debug)]
-pub struct Creating {
-    core: Arc<Core>,
-}
-
-impl Creating {
-    /// Whether a lock of the file was on its way back at some time since this creation began.
-    pub fn has_gone_back(&self, fid: FileId) -> bool {
-        self.core.yielded().since_creations.contains(&fid)
-    }
-}
-
-impl Drop for Creating {
-    fn drop(&mut self) {
-        let mut yielded = self.core.yielded();
-        yielded.creations -= 1;
-        if yielded.creations == 0 {
-            yielded.since_creations.clear();
-        }
-    }
 }
 
 /// What the owner last said.
@@ -342,16 +306,6 @@ impl Session {
         self.core.yielded().returning.remove(&fid);
     }
 
-    /// To be called before a creation is sent, and kept until its answer is acted on.
-    pub fn begin_creation(&self) -> Creating {
-        let mut yielded = self.core.yielded();
-        yielded.creations += 1;
-        let Yielded { travelling, returning, since_creations, .. } = &mut *yielded;
-        since_creations.extend(travelling.iter().chain(&*returning));
-        drop(yielded);
-        Creating { core: Arc::clone(&self.core) }
-    }
-
     /// Takes a lock out of those that go back with the next heartbeat; waits for a heartbeat that
     /// carries it already. To be called before the lock is asked for again.
     pub async fn keep_lock(&self, fid: FileId) {
@@ -440,21 +394,6 @@ impl Session {
         let closed = self.core.connection.call_once(Role::Directory, None, &CloseSession {}).await;
         if let Err(error) = closed {
             tracing::debug!(%error, session = %self.id(), "session was not closed");
-        }
-    }
-}
-
-impl Yielded {
-    fn depart(&mut self) -> Vec<(FileId, FencingToken)> {
-        let departing = std::mem::take(&mut self.waiting);
-        self.travelling = departing.iter().map(|(fid, _)| *fid).collect();
-        departing.iter().for_each(|(fid, _)| self.note(*fid));
-        departing
-    }
-
-    fn note(&mut self, fid: FileId) {
-        if self.creations > 0 {
-            self.since_creations.insert(fid);
         }
     }
 }
